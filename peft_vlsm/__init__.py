@@ -1,0 +1,16 @@
+"""Adapters for vision-language segmentation models (VLSM-Adapter, arXiv 2405.06196) as a plug-in of Hugging Face peft.
+
+Importing this package registers the two tuner types with peft.
+"""
+
+from .architectures import enable_encoder_gradients
+from .tuners import DenseAdapterConfig, ShallowAdapterConfig, load_vlsm_adapter_checkpoint
+from .version import __version__
+
+__all__ = [
+    "DenseAdapterConfig",
+    "ShallowAdapterConfig",
+    "__version__",
+    "enable_encoder_gradients",
+    "load_vlsm_adapter_checkpoint",
+]

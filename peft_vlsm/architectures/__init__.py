@@ -1,0 +1,16 @@
+"""The model side: where adapters go in each family, and how gradients get there."""
+
+from .declaration import Architecture, Encoder
+from .families import FAMILIES, architecture_of
+from .gradients import EncoderGradients, enable_encoder_gradients
+from .reach import unreached_parameters
+
+__all__ = [
+    "FAMILIES",
+    "Architecture",
+    "Encoder",
+    "EncoderGradients",
+    "architecture_of",
+    "enable_encoder_gradients",
+    "unreached_parameters",
+]

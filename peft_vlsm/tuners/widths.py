@@ -1,0 +1,54 @@
+"""How wide the tensor is that a module takes or gives: the size an adapter on it must have."""
+
+from typing import Literal
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+def width_of(module: nn.Module, side: Literal["input", "output"]) -> int:
+    """
+    The size of the last dimension of what a module takes or gives.
+
+    Args:
+        module (`nn.Module`):
+            a linear layer, an embedding, a normalisation, `nn.MultiheadAttention`, or a module that contains linear
+            layers: there the first one tells the input, the last one the output.
+        side (`str`): `"input"` or `"output"`.
+
+    Returns:
+        `int`: the width in features.
+
+    Raises:
+        `ValueError`: if the module does not tell its width, or its features are not in the last dimension.
+    """
+    if isinstance(module, BaseTunerLayer):
+        return width_of(module.get_base_layer(), side)
+    if isinstance(module, ModulesToSaveWrapper):
+        return width_of(module.original_module, side)
+    width = _known_width(module, side)
+    if width is not None:
+        return width
+    inner = [child for child in module.modules() if child is not module and isinstance(child, (nn.Linear, Conv1D))]
+    if not inner or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        raise ValueError(
+            f"target_modules matches a {type(module).__name__}, whose {side} width is unknown; allowed: linear "
+            "layers, embeddings, normalisations, nn.MultiheadAttention, and modules that contain linear layers."
+        )
+    return width_of(inner[0 if side == "input" else -1], side)
+
+
+def _known_width(module: nn.Module, side: Literal["input", "output"]) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.in_features if side == "input" else module.out_features
+    if isinstance(module, Conv1D):
+        return module.nx if side == "input" else module.nf
+    if isinstance(module, nn.MultiheadAttention):
+        return module.embed_dim
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return module.normalized_shape[-1]
+    if isinstance(module, nn.Embedding) and side == "output":
+        return module.embedding_dim
+    return None

@@ -1,0 +1,3 @@
+"""The version of the distribution, also recorded in every `adapter_config.json`."""
+
+__version__ = "0.1.0"
