@@ -65,7 +65,7 @@ def load_vlsm_adapter_checkpoint(
     adapter_name = tuner.active_adapters[0]
     source = "checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
     adapter, base = _split(_read(checkpoint), source)
-    wanted = _paper_parameters(tuner, adapter_name)
+    wanted = paper_parameters(tuner, adapter_name)
     _check_adapter(adapter, wanted, source)
     _check_base(base, tuner, source)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def _split(weights: dict[str, torch.Tensor], source: str) -> tuple[dict[str, tor
     return adapter, base
 
 
-def _paper_parameters(tuner: VLSMAdapterModel, adapter_name: str) -> dict[str, torch.nn.Parameter]:
+def paper_parameters(tuner: VLSMAdapterModel, adapter_name: str) -> dict[str, torch.nn.Parameter]:
     """The adapter's parameters under the names of the paper's code."""
     family = architecture_of(tuner.model)
     if family is None:

@@ -82,13 +82,13 @@ class VLSMAdapterConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.plugin_version = self.plugin_version or __version__
+        self._check_numbers()
+        self._check_modules()
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
-        self.plugin_version = self.plugin_version or __version__
-        self._check_numbers()
-        self._check_modules()
         if self.target_modules is None:
             self.variant = _checked_variant(self.variant)
             self.layers = _checked_layers(self.layers, self.variant)

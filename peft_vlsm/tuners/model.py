@@ -25,6 +25,7 @@ from .layer import (
     vision_slot,
 )
 from .targets import (
+    RECORD_KEYS,
     TARGETS,
     WRAPPED,
     is_excluded,
@@ -72,7 +73,14 @@ class VLSMAdapterModel(BaseTuner):
 
     def _resolved_places(self, config: VLSMAdapterConfig, model: nn.Module) -> Placement | None:
         if config.resolved_modules is not None:
-            places = config.resolved_modules
+            unknown = sorted(set(config.resolved_modules) - set(RECORD_KEYS))
+            if unknown:
+                raise ValueError(
+                    f"resolved_modules has the key {unknown[0]!r}; allowed: {', '.join(RECORD_KEYS)}. The adapter may "
+                    "be of a newer peft_vlsm."
+                )
+            # adapter_config.json sorts its keys; the order of an optimizer's parameters must not depend on that.
+            places = {key: config.resolved_modules[key] for key in RECORD_KEYS if key in config.resolved_modules}
         elif config.target_modules is not None:
             names = matched_targets(config, model)
             # Where nothing matches, peft's own error says why.
@@ -273,12 +281,24 @@ class ShallowAdapterModel(VLSMAdapterModel):
         if not entries or family is None or config.target_modules is not None:
             return entries
         inside = f"{family.decoder}.base_layer"
-        return [
+        resolved = [
             inside + entry.removeprefix(family.decoder)
             if lies_in(entry, family.decoder) and not lies_in(entry, inside)
             else entry
             for entry in entries
         ]
+        decoder = model.get_submodule(family.decoder)
+        parts = [
+            name for name, _ in (decoder.base_layer if isinstance(decoder, AdapterLayer) else decoder).named_children()
+        ]
+        for entry in entries:
+            # peft takes a module right inside a tuner layer's own for a part of an adapter.
+            if any(f"{family.decoder}.{part}".endswith(entry.replace(".base_layer", "")) for part in parts):
+                raise ValueError(
+                    f"modules_to_save has {entry!r}, a part of {family.decoder!r} that Shallow adapters stand around; "
+                    f"allowed: {family.decoder!r} as a whole, or modules further inside."
+                )
+        return resolved
 
     def _layer_class(self, places: list[tuple[str, str]]) -> type[AdapterLayer]:
         standing_on_text = {letter for letter, _ in places} & {"L", "C"}

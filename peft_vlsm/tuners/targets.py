@@ -17,6 +17,7 @@ from .config import VLSMAdapterConfig
 # without an adapter of their own.
 TARGETS = "targets"
 WRAPPED = "wrapped"
+RECORD_KEYS = ("V", "L", "C", TARGETS, WRAPPED)
 
 
 def wrapped_module(place: str) -> str:
