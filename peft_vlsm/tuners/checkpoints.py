@@ -89,7 +89,7 @@ def _read(checkpoint: Mapping[str, torch.Tensor] | str | os.PathLike[str]) -> di
             else:
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"{source} cannot be read ({reason}); allowed: a .safetensors file, or a .ckpt with tensors only."
             ) from None

@@ -59,7 +59,9 @@ def matched_targets(config: VLSMAdapterConfig, model: nn.Module) -> list[str]:
         `list[str]`: their names, in the model's order.
 
     Raises:
-        `ValueError`: if one of them lies inside another, or inside a module that an adapter wraps already.
+        `ValueError`:
+            if one of them lies inside another, inside a module that an adapter wraps already, or inside an
+            `nn.MultiheadAttention`.
     """
     _maybe_include_all_linear_layers(config, model)
     matched: list[str] = []
@@ -69,6 +71,7 @@ def matched_targets(config: VLSMAdapterConfig, model: nn.Module) -> list[str]:
         if outer is None:
             if name and is_target(config, name):
                 matched.append(name)
+                _refuse_inside_attention(name, model)
             continue
         if outer in wrappers and not name.startswith(f"{outer}.base_layer."):
             # The adapters' own parts, and the wrapped module under its second name.
@@ -80,6 +83,15 @@ def matched_targets(config: VLSMAdapterConfig, model: nn.Module) -> list[str]:
                 "allowed: one of both."
             )
     return matched
+
+
+def _refuse_inside_attention(name: str, model: nn.Module) -> None:
+    parent = name.rpartition(".")[0]
+    if parent and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
+        raise ValueError(
+            f"target_modules matches {name!r}, whose weight nn.MultiheadAttention reads without calling it, so that an "
+            f"adapter there would never train; allowed: {parent!r} itself, or exclude_modules that name it."
+        )
 
 
 def is_excluded(config: VLSMAdapterConfig, name: str) -> bool:
