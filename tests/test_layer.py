@@ -151,7 +151,6 @@ def test_the_wrapper_takes_over_train_and_eval_mode():
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["embed"], "Embedding, whose input width is unknown"),
         (["h"], "ModuleList, whose .* width is unknown"),
         ([r"h.0.mlp.1"], "GELU, whose .* width is unknown"),
         (["mlp", "mlp.0"], "matches 'h.0.mlp.0' inside the adapted 'h.0.mlp'"),
@@ -160,10 +159,16 @@ def test_the_wrapper_takes_over_train_and_eval_mode():
     ],
 )
 def test_targets_that_cannot_be(tuner, targets, message):
-    if tuner == "dense" and targets == ["embed"]:
-        pytest.skip("Dense adapts what an embedding gives")
     with pytest.raises(ValueError, match=message):
         get_peft_model(build(), CONFIGS[tuner](target_modules=targets))
+
+
+def test_dense_adapts_an_embeddings_vectors_and_shallow_refuses_its_ids():
+    model = get_peft_model(build(), DenseAdapterConfig(target_modules=["embed"], init_weights=False))
+    model(IDS).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match="Embedding, whose input width is unknown"):
+        get_peft_model(build(), ShallowAdapterConfig(target_modules=["embed"]))
 
 
 def test_a_second_adapter_inside_a_wrapped_block_is_refused():
