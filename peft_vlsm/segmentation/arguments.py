@@ -1,0 +1,64 @@
+"""A script's arguments: one dataclass, filled from flags or from one file; what is wrong is one line, not a page."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
+
+import yaml
+from transformers import HfArgumentParser
+
+from peft_vlsm.segmentation.errors import InputError
+
+Arguments = TypeVar("Arguments")
+
+
+class _OneLineParser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+
+def parse_arguments(cls: type[Arguments], argv: list[str] | None = None, description: str | None = None) -> Arguments:
+    """
+    Fills a script's dataclass of arguments.
+
+    Args:
+        cls (`type`): a dataclass; its fields are the flags, their `metadata["help"]` the help.
+        argv (`list[str]`, *optional*): flags, or the name of one `.yaml`, `.yml` or `.json` file whose keys are the
+            flags' names. Default: the command line's.
+        description (`str`, *optional*): what `--help` begins with.
+
+    Returns:
+        an instance of `cls`.
+
+    Raises:
+        InputError: a flag or key is unknown, missing or has a wrong value; the file cannot be read.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) == 1 and Path(argv[0]).suffix in (".yaml", ".yml", ".json"):
+        argv = _flags_of_file(Path(argv[0]), cls)
+    parser = _OneLineParser(cast(Any, cls), description=description, allow_abbrev=False)
+    arguments, unknown = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise InputError(f"unknown arguments: {' '.join(unknown)}; see --help")
+    return arguments
+
+
+def _flags_of_file(file: Path, cls: type) -> list[str]:
+    try:
+        # Every JSON file is a YAML file, too.
+        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid YAML or JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file} must hold flags and their values, such as `data_dir: DIR`")
+    names = [field.name for field in dataclasses.fields(cls)]
+    unknown = [str(key) for key in values if key not in names]
+    if unknown:
+        raise InputError(f"{file} has unknown keys: {', '.join(unknown)}; allowed are {', '.join(names)}")
+    # YAML reads 1e-3 as a string: the flags' own types decide, whatever the file's are.
+    return [f"--{key}={value}" for key, value in values.items() if value is not None]

@@ -1,0 +1,49 @@
+"""A model on a data set: the logits of a batch's masks, and Dice, IoU and loss over all images."""
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from peft_vlsm.segmentation.losses import dice_bce_loss
+from peft_vlsm.segmentation.metrics import SegmentationMetric
+
+
+def mask_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """
+    Runs the model on a batch of [`SegmentationDataset.collate`].
+
+    Args:
+        model (`torch.nn.Module`): a CLIPSeg model, with or without adapters.
+        batch (`dict[str, torch.Tensor]`): on the model's device.
+
+    Returns:
+        `torch.Tensor` of shape `(B, side, side)`: above 0 where the mask is.
+    """
+    inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    return model(**inputs).logits.reshape(batch["masks"].shape)
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator) -> dict[str, float]:
+    """
+    Evaluates in eval mode, at the image size of the loader's batches.
+
+    Args:
+        model (`torch.nn.Module`): is left in eval mode.
+        loader (`DataLoader`): gives batches of [`SegmentationDataset.collate`]; prepared by `accelerator` where there
+            are several processes, of which each then gets the figures of all.
+        accelerator ([`~accelerate.Accelerator`]): gathers the figures of all processes; rows that pad a last batch
+            count once.
+
+    Returns:
+        `dict[str, float]`: `dice` and `iou` (see [`SegmentationMetric`]) and `loss` (see [`dice_bce_loss`]), means
+        over images.
+    """
+    model.eval()
+    metric = SegmentationMetric(gather=accelerator.gather_for_metrics)
+    losses = []
+    for batch in loader:
+        logits = mask_logits(model, batch)
+        metric.add_batch(predictions=logits > 0, references=batch["masks"])
+        losses.append(accelerator.gather_for_metrics(dice_bce_loss(logits, batch["masks"])))
+    return {**metric.compute(), "loss": torch.cat(losses).mean().item()}

@@ -1,0 +1,233 @@
+"""
+Models on disk: the base model with its processor, and what a fine-tuning run leaves in its output folder.
+
+| method | files |
+| --- | --- |
+| an adapter | `adapter_config.json`, `adapter_model.safetensors` |
+| the decoder | `decoder_config.json` (names the base model), `decoder.safetensors` |
+| the full model | `config.json`, `model.safetensors` |
+
+The processor's files lie beside them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from peft import PeftConfig, PeftModel
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging as transformers_logging
+
+from peft_vlsm.segmentation.errors import InputError
+
+WEIGHT_FILES = {
+    "adapter": ("adapter_config.json", "adapter_model.safetensors"),
+    "decoder": ("decoder_config.json", "decoder.safetensors"),
+    "full": ("config.json", "model.safetensors"),
+}
+# With this number in its configuration, as in OpenAI's own, the text encoder takes the highest token of a prompt.
+LEGACY_EOS_TOKEN_ID = 2
+RESULT_FILES = ("all_results.json", "samples.png")
+_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
+
+
+def load_base(name_or_path: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """
+    Loads a base model and its processor.
+
+    Args:
+        name_or_path (`str`): a folder, or a name on the Hub. An adapter remembers a folder by its absolute path.
+
+    Returns:
+        `tuple[PreTrainedModel, ProcessorMixin]`: the model in float32 and eval mode, and its processor.
+
+    Raises:
+        InputError: it cannot be loaded, is of another kind than CLIPSeg, or lacks weights.
+    """
+    name = str(Path(name_or_path).resolve()) if Path(name_or_path).is_dir() else name_or_path
+    try:
+        with _quiet_loading():
+            config = AutoConfig.from_pretrained(name)
+            if config.model_type != "clipseg":
+                raise InputError(f"the model {name} is of the kind {config.model_type}; this works on clipseg models")
+            loaded = CLIPSegForImageSegmentation.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+            processor = _load_processor(name, model)
+    except InputError:
+        raise
+    except _UNLOADABLE as error:
+        raise InputError(
+            f"the model {name_or_path} cannot be loaded, neither as a folder nor from the Hub: {error}"
+        ) from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InputError(f"the model {name} lacks {len(missing)} weights, such as {missing[0]}")
+    return model.eval(), processor
+
+
+def _load_processor(name: str, model: PreTrainedModel) -> ProcessorMixin:
+    processor = CLIPSegProcessor.from_pretrained(name)
+    tokenizer, text_config = processor.tokenizer, model.config.text_config
+    # transformers builds a tokenizer of a few special tokens where its file is missing; bytes alone are 256 tokens.
+    if not 256 <= len(tokenizer) <= text_config.vocab_size:
+        raise InputError(
+            f"the tokenizer in {name} has {len(tokenizer)} tokens and the model's text encoder "
+            f"{text_config.vocab_size}; is tokenizer.json missing or another model's?"
+        )
+    if text_config.eos_token_id not in (LEGACY_EOS_TOKEN_ID, tokenizer.eos_token_id):
+        raise InputError(
+            f"the model's text encoder looks for the token {text_config.eos_token_id} at a prompt's end, which the "
+            f"tokenizer in {name} never writes (it writes {tokenizer.eos_token_id})"
+        )
+    return processor
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """The Hub's client logs every retry, transformers a table of keys, on stderr, where our one line shall stand."""
+    before = [(log, log.get_verbosity()) for log in (hub_logging, transformers_logging)]
+    for log, _ in before:
+        log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for log, verbosity in before:
+            log.set_verbosity(verbosity)
+
+
+def make_output_dir(folder: Path) -> None:
+    """
+    Makes an output folder, before hours of work go into what it shall hold.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output_dir {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--output_dir {folder} cannot be written; name another folder")
+
+
+def save_finetuned(model: torch.nn.Module, processor: ProcessorMixin, folder: Path) -> None:
+    """
+    Writes what was trained, and the processor, into an output folder.
+
+    Everything is written beside its place and then renamed, so that a process killed here leaves the former weights
+    or the new ones. Results and weights that an earlier run left there, and that do not belong to the new weights,
+    are removed.
+
+    Args:
+        model (`torch.nn.Module`): a [`~peft.PeftModel`]: its active adapter is written. Else a [`PreTrainedModel`]:
+            the decoder is written where it alone is trainable, the whole model otherwise.
+        processor ([`ProcessorMixin`]): as training used it.
+        folder (`Path`): is made where it does not exist.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with _replace_files(folder) as staging:
+        kind = _save_weights(model, staging)
+        processor.save_pretrained(staging)
+        others = [name for other, names in WEIGHT_FILES.items() if other != kind for name in names]
+        for stale in (*RESULT_FILES, *others):
+            (folder / stale).unlink(missing_ok=True)
+
+
+def save_results(folder: Path, results: dict[str, Any], samples: Image.Image) -> None:
+    """
+    Writes `all_results.json` and `samples.png`, beside their places and renamed.
+
+    Args:
+        folder (`Path`): exists.
+        results (`dict[str, Any]`): what json takes.
+        samples (`PIL.Image.Image`): see [`contact_sheet`].
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with _replace_files(folder) as staging:
+        samples.save(staging / "samples.png")
+        (staging / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replace_files(folder: Path) -> Iterator[Path]:
+    staging = folder / ".writing"
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield staging
+        for file in sorted(staging.iterdir()):
+            os.replace(file, folder / file.name)
+        staging.rmdir()
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder} cannot be written (--output_dir): {error}; free space there") from error
+
+
+def _save_weights(model: torch.nn.Module, folder: Path) -> str:
+    if isinstance(model, PeftModel):
+        # Else peft asks the Hub whether the base model's embeddings changed.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        return "adapter"
+    assert isinstance(model, PreTrainedModel)
+    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    if all(name.startswith("decoder.") for name in trained):
+        save_file(trained, folder / "decoder.safetensors", metadata={"format": "pt"})
+        settings = {"base_model_name_or_path": model.name_or_path}
+        (folder / "decoder_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return "decoder"
+    model.save_pretrained(folder, max_shard_size="1TB")
+    return "full"
+
+
+def load_finetuned(path: str | Path, base: str | None = None) -> tuple[torch.nn.Module, ProcessorMixin]:
+    """
+    Loads what [`save_finetuned`] wrote, whichever of its kinds.
+
+    Args:
+        path (`str` or `Path`): the output folder of a fine-tuning run. An adapter may also be a name on the Hub.
+        base (`str`, *optional*): the base model's folder or name. Default: the one that the folder names.
+
+    Returns:
+        `tuple[torch.nn.Module, ProcessorMixin]`: the model in eval mode, and the processor as training used it.
+
+    Raises:
+        InputError: the folder holds no fine-tuned model, or it or its base model cannot be loaded.
+    """
+    folder = Path(path)
+    kind = next((kind for kind, files in WEIGHT_FILES.items() if (folder / files[0]).is_file()), None)
+    if kind is None and folder.exists():
+        names = ", ".join(files[0] for files in WEIGHT_FILES.values())
+        raise InputError(f"{path} holds no fine-tuned model: none of {names} is there")
+    if kind == "full":
+        return load_base(str(path))
+    try:
+        if kind == "decoder":
+            settings = json.loads((folder / "decoder_config.json").read_text(encoding="utf-8"))
+            model, _ = load_base(base or settings["base_model_name_or_path"])
+            weights = load_file(folder / "decoder.safetensors")
+            expected = {f"decoder.{name}" for name in model.get_submodule("decoder").state_dict()}
+            if weights.keys() != expected:
+                raise InputError(
+                    f"{folder / 'decoder.safetensors'} does not hold the decoder of the model {model.name_or_path}"
+                )
+            model.load_state_dict(weights, strict=False)
+            return model.eval(), _load_processor(str(path), model)
+        base_model, _ = load_base(base or PeftConfig.from_pretrained(str(path)).base_model_name_or_path or "")
+        processor = _load_processor(str(path), base_model)
+        return PeftModel.from_pretrained(base_model, str(path)).eval(), processor
+    except InputError:
+        raise
+    except _UNLOADABLE as error:
+        raise InputError(f"the fine-tuned model {path} cannot be loaded: {error}") from error

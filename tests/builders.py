@@ -1,0 +1,111 @@
+"""What the tests of the task side build: a tiny random CLIPSeg with its processor, and a small MedVLSM data set."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    CLIPTokenizer,
+    ViTImageProcessorPil,
+)
+
+IMAGE_SIZE = 32
+TOKENS = 24
+COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
+
+
+def tiny_processor() -> CLIPSegProcessor:
+    """A tokenizer of single letters, so that every prompt tokenizes, and an image processor without torchvision."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=TOKENS
+    )
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return CLIPSegProcessor(ViTImageProcessorPil(size=size), tokenizer)
+
+
+def tiny_clipseg() -> CLIPSegForImageSegmentation:
+    """Four layers an encoder, of which the last vision layer does not reach the mask; seeded."""
+    tokenizer = tiny_processor().tokenizer
+    torch.manual_seed(0)
+    shared = {"num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    config = CLIPSegConfig(
+        text_config={
+            **shared,
+            "hidden_size": 16,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": TOKENS,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={**shared, "hidden_size": 24, "image_size": IMAGE_SIZE, "patch_size": 8},
+        projection_dim=16,
+        extract_layers=[0, 1, 2],
+        reduce_dim=8,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+    )
+    model = CLIPSegForImageSegmentation(config)
+    # transformers' own start of the decoder, normal with deviation 0.02, learns nothing within a test.
+    for module in model.decoder.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.ConvTranspose2d)):
+            module.reset_parameters()
+    return model.eval()
+
+
+def write_base_model(folder: Path) -> Path:
+    """Saves the tiny model and its processor, as a base model on disk."""
+    tiny_clipseg().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def write_dataset(folder: Path, sizes: dict[str, int] | None = None, suffix: str = ".png") -> Path:
+    """
+    Writes images of one coloured disc each, their masks and annotations.
+
+    Args:
+        folder (`Path`): the data folder to make.
+        sizes (`dict[str, int]`): rows of each split.
+        suffix (`str`): of image and mask files; ".jpg" for JPEG masks.
+    """
+    for name in ("anns", "images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number, (split, size) in enumerate((sizes or {"train": 6, "val": 3, "test": 3}).items()):
+        rows = [_write_row(folder, f"{split}_{index}{suffix}", 100 * number + index) for index in range(size)]
+        write_rows(folder, split, rows)
+    return folder
+
+
+def write_rows(folder: Path, split: str, rows: object) -> None:
+    """Writes an annotation file."""
+    (folder / "anns" / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def read_rows(folder: Path, split: str) -> list[dict]:
+    """Reads an annotation file as it is, for a test to change it."""
+    return json.loads((folder / "anns" / f"{split}.json").read_text(encoding="utf-8"))
+
+
+def _write_row(folder: Path, name: str, seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    width, height = 40, 36
+    x, y, radius = rng.integers(10, 30), rng.integers(10, 26), rng.integers(5, 9)
+    color = list(COLORS)[rng.integers(len(COLORS))]
+    image = Image.fromarray(rng.integers(0, 60, (height, width, 3), dtype=np.uint8))
+    mask = Image.new("L", (width, height))
+    box = (int(x - radius), int(y - radius), int(x + radius), int(y + radius))
+    ImageDraw.Draw(image).ellipse(box, fill=COLORS[color])
+    ImageDraw.Draw(mask).ellipse(box, fill=255)
+    image.save(folder / "images" / name)
+    mask.save(folder / "masks" / name)
+    prompts = {"p0": "", "p1": "disc", "p2": f"{color} disc", "p3": [f"one {color} disc", f"a {color} round disc"]}
+    return {"img_name": name, "mask_name": name, "prompts": prompts, "bbox": list(box)}

@@ -1,0 +1,163 @@
+"""What a run leaves on disk loads again, whichever kind it is; what does not load is named."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from builders import tiny_processor, write_base_model
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from peft_vlsm import DenseAdapterConfig
+from peft_vlsm.segmentation.errors import InputError
+from peft_vlsm.segmentation.finetuned import load_base, load_finetuned, make_output_dir, save_finetuned
+
+KINDS = ("dense", "lora", "decoder", "full")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_base_model(tmp_path_factory.mktemp("models") / "base")
+
+
+def _finetuned(base, kind):
+    """A model whose trainable weights differ from the base's."""
+    model, processor = load_base(str(base))
+    if kind == "dense":
+        model = get_peft_model(model, DenseAdapterConfig(adapter_dim=4))
+    elif kind == "lora":
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    elif kind == "decoder":
+        model.requires_grad_(False).decoder.requires_grad_(True)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval(), processor
+
+
+@torch.no_grad()
+def _logits(model):
+    generator = torch.Generator().manual_seed(0)
+    tokens = tiny_processor().tokenizer(["disc", "red disc"], padding=True, return_tensors="pt")
+    return model(pixel_values=torch.randn(2, 3, 32, 32, generator=generator), **tokens).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_weights_load_bit_exactly(base, tmp_path, kind):
+    model, processor = _finetuned(base, kind)
+    save_finetuned(model, processor, tmp_path / "out")
+    again, processor_again = load_finetuned(tmp_path / "out")
+    assert torch.equal(_logits(again), _logits(model))
+    assert not torch.allclose(_logits(again), _logits(load_base(str(base))[0]), atol=1e-3)
+    assert not again.training
+    assert processor_again.tokenizer("disc") == processor.tokenizer("disc")
+    assert not (tmp_path / "out" / ".writing").exists()
+
+
+@pytest.mark.parametrize("kind", ["dense", "decoder"])
+def test_a_base_model_that_moved_is_given(base, tmp_path, kind):
+    moved = shutil.copytree(base, tmp_path / "before")
+    model, processor = _finetuned(moved, kind)
+    save_finetuned(model, processor, tmp_path / "out")
+    moved.rename(tmp_path / "after")
+    with pytest.raises(InputError, match="the model .*before cannot be loaded"):
+        load_finetuned(tmp_path / "out")
+    again, _ = load_finetuned(tmp_path / "out", base=str(tmp_path / "after"))
+    assert torch.equal(_logits(again), _logits(model))
+
+
+def test_each_save_replaces_the_former_kind(base, tmp_path):
+    out = tmp_path / "out"
+    for kind in (*KINDS, "decoder"):
+        (out / "all_results.json").parent.mkdir(exist_ok=True)
+        (out / "all_results.json").write_text("{}")
+        model, processor = _finetuned(base, kind)
+        save_finetuned(model, processor, out)
+        assert len(list(out.glob("*.safetensors"))) == 1
+        assert torch.equal(_logits(load_finetuned(out)[0]), _logits(model))
+        assert not (out / "all_results.json").exists(), "results of other weights"
+
+
+def test_a_save_that_fails_leaves_the_former_weights(base, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    model, processor = _finetuned(base, "dense")
+    save_finetuned(model, processor, out)
+    before = _logits(model)
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(processor), "save_pretrained", full_disk)
+    full, _ = _finetuned(base, "full")
+    with pytest.raises(InputError, match="out cannot be written .*No space left on device"):
+        save_finetuned(full, processor, out)
+    monkeypatch.undo()
+    assert torch.equal(_logits(load_finetuned(out)[0]), before)
+
+
+def _spoil_config(out):
+    (out / "decoder_config.json").write_text("{")
+
+
+def _spoil_weights(out):
+    (out / "decoder.safetensors").write_bytes(b"nothing")
+
+
+def _drop_weight(out):
+    weights = load_file(out / "decoder.safetensors")
+    del weights["decoder.film_add.bias"]
+    save_file(weights, out / "decoder.safetensors")
+
+
+def _misshape_weight(out):
+    weights = load_file(out / "decoder.safetensors")
+    save_file(weights | {"decoder.film_add.bias": torch.zeros(3)}, out / "decoder.safetensors")
+
+
+PROBLEMS = {
+    "no config": (lambda out: (out / "decoder_config.json").unlink(), "holds no fine-tuned model"),
+    "broken config": (_spoil_config, "cannot be loaded"),
+    "config without base": (lambda out: (out / "decoder_config.json").write_text("{}"), "cannot be loaded"),
+    "no weights": (lambda out: (out / "decoder.safetensors").unlink(), "cannot be loaded"),
+    "broken weights": (_spoil_weights, "cannot be loaded"),
+    "missing weight": (_drop_weight, "does not hold the decoder of the model"),
+    "misshapen weight": (_misshape_weight, "cannot be loaded"),
+    "no processor": (lambda out: (out / "processor_config.json").unlink(), "cannot be loaded"),
+    "no tokenizer": (lambda out: (out / "tokenizer.json").unlink(), "is tokenizer.json missing"),
+}
+
+
+@pytest.mark.parametrize("spoil, problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_a_damaged_folder_is_named(base, tmp_path, spoil, problem):
+    model, processor = _finetuned(base, "decoder")
+    save_finetuned(model, processor, tmp_path / "out")
+    spoil(tmp_path / "out")
+    with pytest.raises(InputError, match=problem) as error:
+        load_finetuned(tmp_path / "out")
+    assert str(tmp_path / "out") in str(error.value)
+
+
+def test_a_damaged_adapter_is_named(base, tmp_path):
+    model, processor = _finetuned(base, "dense")
+    save_finetuned(model, processor, tmp_path / "out")
+    (tmp_path / "out" / "adapter_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="out cannot be loaded"):
+        load_finetuned(tmp_path / "out")
+
+
+def test_an_adapter_of_an_unknown_type_is_named(base, tmp_path):
+    model, processor = _finetuned(base, "dense")
+    save_finetuned(model, processor, tmp_path / "out")
+    config = tmp_path / "out" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_type": "NONE_SUCH"}))
+    with pytest.raises(InputError, match="out cannot be loaded"):
+        load_finetuned(tmp_path / "out")
+
+
+def test_an_output_dir_below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="--output_dir .*file/out cannot be made"):
+        make_output_dir(tmp_path / "file" / "out")

@@ -1,0 +1,439 @@
+"""examples/predict.py as users run it: masks equal the model's own logits, whatever was fine-tuned; and bad input."""
+
+import csv
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_processor, write_base_model, write_dataset
+from peft import LoraConfig, get_peft_model
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
+from peft_vlsm import DenseAdapterConfig, ShallowAdapterConfig
+from peft_vlsm.segmentation.finetuned import load_base, load_finetuned, save_finetuned
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "predict.py"
+PROMPTS = ["red disc", "one blue disc"]
+FOLDERS = ["1-red-disc", "2-one-blue-disc"]
+KINDS = {
+    "dense": DenseAdapterConfig(variant="VLC", adapter_dim=4, cond_adapter_dim=4),
+    "dense and decoder": DenseAdapterConfig(adapter_dim=4, modules_to_save=["decoder"]),
+    "shallow": ShallowAdapterConfig(variant="VLC", adapter_dim=4, cond_adapter_dim=4),
+    "lora": LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),
+    "decoder": None,
+    "full": None,
+}
+
+
+@pytest.fixture(scope="module")
+def predict():
+    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["predict"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_base_model(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def finetuned(base, tmp_path_factory):
+    """Output folders of every kind, with weights that training has moved."""
+    folder = tmp_path_factory.mktemp("finetuned")
+    for kind, config in KINDS.items():
+        model, processor = load_base(str(base))
+        if config is not None:
+            model = get_peft_model(model, config)
+        elif kind == "decoder":
+            model.requires_grad_(False).decoder.requires_grad_(True)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        save_finetuned(model, processor, folder / kind)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three images of 40 x 36 pixels, one of another size and greyscale, and a file that is no image."""
+    folder = write_dataset(tmp_path_factory.mktemp("data") / "discs", {"test": 3}) / "images"
+    with Image.open(folder / "test_0.png") as image:
+        image.convert("L").resize((57, 23)).save(folder / "wide.tif")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.fixture
+def run(predict, finetuned, images, tmp_path, monkeypatch):
+    """Runs the script in this process; returns the output folder."""
+
+    def run(*flags, adapter=finetuned / "dense", image=images, prompts=PROMPTS, output=tmp_path / "out"):
+        argv = ["--adapter", adapter, "--image", image, "--prompt", *prompts, "--output", output, *flags]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, argv)])
+        predict.main()
+        return output
+
+    return run
+
+
+@torch.no_grad()
+def _logits(adapter, file, side=32):
+    """What the model answers when it is given one image and one prompt, resized to the image: (prompts, H, W)."""
+    model, processor = load_finetuned(adapter)
+    processor.image_processor.size = {"height": side, "width": side}
+    with Image.open(file) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    answers = []
+    for prompt in PROMPTS:
+        inputs = processor(text=[prompt], images=[image], return_tensors="pt")
+        logits = model(**inputs).logits.reshape(1, 1, side, side)
+        answers.append(functional.interpolate(logits, size=image.size[::-1], mode="bilinear")[0, 0])
+    return torch.stack(answers).numpy()
+
+
+def _read(file):
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+def _rows(output):
+    with (output / "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_masks_are_the_models_own(run, finetuned, base, images, kind):
+    files = [*(images / f"test_{number}.png" for number in range(3)), images / "wide.tif"]
+    expected = {file: _logits(finetuned / kind, file) for file in files}
+    frozen = _logits(base, files[0])
+    assert np.abs(frozen - expected[files[0]]).max() > 1e-2, "training changed nothing"
+    threshold = float(1 / (1 + np.exp(-np.median(np.stack([expected[file] for file in files[:3]])))))
+    output = run("--threshold", threshold, "--save_probabilities", adapter=finetuned / kind)
+
+    assert {file.name for file in output.iterdir()} == {
+        *("masks", "overlays", "label_maps", "probabilities", "labels.json", "results.csv")
+    }
+    cut = math.log(threshold / (1 - threshold))
+    for file in files:
+        logits = expected[file]
+        # Embeddings that are computed ahead differ in the last bits.
+        sure = np.abs(logits - cut) > 1e-5
+        assert sure.mean() > 0.98
+        for number, folder in enumerate(FOLDERS):
+            mask = _read(output / "masks" / folder / f"{file.stem}.png")
+            assert mask.shape == logits.shape[1:] and mask.dtype == np.uint8
+            assert np.array_equal((mask == 255)[sure[number]], (logits[number] > cut)[sure[number]])
+            assert set(np.unique(mask)) <= {0, 255}
+            probabilities = np.load(output / "probabilities" / folder / f"{file.stem}.npy")
+            assert probabilities.dtype == np.float32
+            assert np.allclose(probabilities, 1 / (1 + np.exp(-logits[number])), atol=1e-6)
+        labels = _read(output / "label_maps" / f"{file.stem}.png")
+        apart = sure.all(axis=0) & (np.abs(logits[0] - logits[1]) > 1e-5)
+        assert apart.mean() > 0.95
+        best = np.where((logits > cut).any(axis=0), logits.argmax(axis=0) + 1, 0)
+        assert np.array_equal(labels[apart], best[apart])
+    shares = [float(row["mask_share"]) for row in _rows(output)]
+    assert 0.2 < np.mean(shares) < 0.8, "the test's threshold leaves something in and something out"
+
+
+def test_overlays_tables_and_lines(run, images, capsys):
+    output = run("--threshold", 0.45, "--save_probabilities")
+    out, err = capsys.readouterr()
+    assert f"passed over 1 entries of {images}" in out
+    assert out.splitlines()[-1].startswith("8 masks of 4 images, ") and out.endswith(f"results in {output}\n")
+    assert "8/8" in err and "warning" not in err
+
+    assert json.loads((output / "labels.json").read_text()) == {"1": PROMPTS[0], "2": PROMPTS[1]}
+    rows = _rows(output)
+    assert [(row["image"], row["prompt"], row["label"]) for row in rows] == [
+        (str(images / name), prompt, str(number))
+        for name in ("test_0.png", "test_1.png", "test_2.png", "wide.tif")
+        for number, prompt in enumerate(PROMPTS, start=1)
+    ]
+    assert [row["color"] for row in rows] == ["darkorange", "deepskyblue"] * 4
+    assert {bool(row["mean_probability"]) for row in rows} == {True, False}, "the test needs an empty mask, too"
+    for row in rows:
+        mask = _read(output / row["mask"]) > 0
+        place = Path(row["mask"]).relative_to("masks").with_suffix(".npy")
+        probabilities = np.load(output / "probabilities" / place)
+        assert float(row["mask_share"]) == pytest.approx(mask.mean(), abs=1e-6)
+        if mask.any():
+            assert float(row["mean_probability"]) == pytest.approx(probabilities[mask].mean(), abs=1e-6)
+        else:
+            assert row["mean_probability"] == ""
+    for name in ("test_0", "test_1", "test_2"):
+        masks = np.stack([_read(output / "masks" / folder / f"{name}.png") > 0 for folder in FOLDERS])
+        picture, image = (_read(folder / f"{name}.png") for folder in (output / "overlays", images))
+        changed = (picture != image).any(axis=-1)
+        assert np.array_equal(changed, masks.any(axis=0))
+
+
+def test_each_prompt_has_its_colour(run, finetuned, images):
+    """With threshold 0 each prompt covers everything: the overlay of the second lies above the first."""
+    both = run("--threshold", 0, image=images / "test_0.png")
+    one = run("--threshold", 0, image=images / "test_0.png", prompts=PROMPTS[1:], output=both.with_name("one"))
+    pictures = [_read(output / "overlays" / "test_0.png") for output in (both, one)]
+    assert tuple(pictures[0][0, 0]) == (0, 191, 255) and tuple(pictures[1][0, 0]) == (255, 140, 0)
+
+
+def test_one_prompt_needs_no_label_map(run, images):
+    output = run(image=images / "wide.tif", prompts=["disc/../../disc"])
+    files = sorted(str(file.relative_to(output)) for file in output.rglob("*") if file.is_file())
+    assert files == ["labels.json", "masks/1-disc-disc/wide.png", "overlays/wide.png", "results.csv"]
+
+
+@pytest.mark.parametrize("kind", ["dense", "shallow", "full"])
+def test_batches_change_nothing_and_each_prompt_is_embedded_once(run, finetuned, monkeypatch, tmp_path, kind):
+    seen, batches = [], []
+    embed, forward = CLIPSegForImageSegmentation.get_conditional_embeddings, CLIPSegForImageSegmentation.forward
+
+    def noted_embed(self, *args, **inputs):
+        seen.append(len(inputs["input_ids"]))
+        return embed(self, *args, **inputs)
+
+    def noted_forward(self, *args, **inputs):
+        batches.append(len(inputs["pixel_values"]))
+        return forward(self, *args, **inputs)
+
+    monkeypatch.setattr(CLIPSegForImageSegmentation, "get_conditional_embeddings", noted_embed)
+    monkeypatch.setattr(CLIPSegForImageSegmentation, "forward", noted_forward)
+    outputs = [
+        run("--batch_size", size, "--save_probabilities", adapter=finetuned / kind, output=tmp_path / str(size))
+        for size in (1, 3, 16)
+    ]
+    assert seen == [2, 2, 2] and batches == [1] * 8 + [3, 3, 2] + [8]
+    for file in (outputs[0] / "probabilities").rglob("*.npy"):
+        for other in outputs[1:]:
+            assert np.allclose(np.load(file), np.load(other / file.relative_to(outputs[0])), atol=1e-6)
+
+
+def test_an_image_that_lies_on_its_side_is_turned_upright(run, finetuned, images, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(images / "test_0.png") as image:
+        image.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    output = run("--threshold", 0.45, "--save_probabilities", image=tmp_path / "photo.jpg")
+    mask = _read(output / "masks" / FOLDERS[0] / "photo.png")
+    assert mask.shape == (40, 36) == _read(output / "overlays" / "photo.png").shape[:2]
+    logits = _logits(finetuned / "dense", tmp_path / "photo.jpg")
+    probabilities = np.load(output / "probabilities" / FOLDERS[0] / "photo.npy")
+    assert np.allclose(probabilities, 1 / (1 + np.exp(-logits[0])), atol=1e-6)
+
+
+def test_another_image_size(run, finetuned, images):
+    output = run("--image_size", 64, "--save_probabilities", image=images / "wide.tif")
+    logits = _logits(finetuned / "dense", images / "wide.tif", side=64)
+    probabilities = np.load(output / "probabilities" / FOLDERS[1] / "wide.npy")
+    assert np.allclose(probabilities, 1 / (1 + np.exp(-logits[1])), atol=1e-6)
+
+
+def test_a_base_model_that_moved_is_given(run, base, finetuned, images, tmp_path):
+    adapter = shutil.copytree(finetuned / "dense", tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/gone"}))
+    outputs = [
+        run("--save_probabilities", *flags, adapter=folder, output=tmp_path / name)
+        for name, folder, flags in (
+            ("there", finetuned / "dense", []),
+            ("moved", adapter, ["--model_name_or_path", base]),
+        )
+    ]
+    for file in (outputs[0] / "probabilities").rglob("*.npy"):
+        assert np.array_equal(np.load(file), np.load(outputs[1] / file.relative_to(outputs[0])))
+
+
+def test_a_long_prompt_is_cut_with_a_warning(run, images, capsys):
+    """The tiny tokenizer has a token a letter and 24 tokens a prompt, two of them its ends."""
+    outputs = [
+        run("--save_probabilities", image=images / "wide.tif", prompts=["disc", prompt], output=images.parent / name)
+        for name, prompt in (("fits", "a" * 22), ("long", "a" * 23 + "b"))
+    ]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1 and f"only the first 24 tokens of --prompt '{'a' * 23}b' count" in warnings[0]
+    assert json.loads((outputs[1] / "labels.json").read_text())["2"] == "a" * 23 + "b"
+    files = [next((output / "probabilities").glob("2-*/wide.npy")) for output in outputs]
+    assert np.allclose(*map(np.load, files), atol=1e-2)
+
+
+def test_plain_python(finetuned, images, tmp_path):
+    """As a process of its own it writes the same, and on stderr nothing but the progress bar."""
+    flags = ["--adapter", finetuned / "shallow", "--image", images, "--prompt", *PROMPTS, "--output", tmp_path / "out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, SCRIPT, *flags]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert all(line.startswith("predicting: ") for line in ran.stderr.splitlines() if line)
+    assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == 8
+
+
+def test_several_processes_are_refused(finetuned, images, tmp_path):
+    flags = ["--adapter", finetuned / "dense", "--image", images, "--prompt", "disc", "--output", tmp_path / "out"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", SCRIPT, *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    assert ran.returncode != 0 and ran.stderr.count("error: predict.py works in one process") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def _assert_one_line(run, tmp_path, capsys, problem, *flags, **places):
+    before = _everything(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run(*flags, **places)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith("predicting")]
+    assert stop.value.code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: ") and problem in lines[0], lines
+    assert _everything(tmp_path) == before
+
+
+def _everything(folder):
+    return {file: file.is_file() and file.read_bytes() for file in folder.rglob("*")}
+
+
+FLAG_PROBLEMS = {
+    "threshold": (["--threshold", 1.5], {}, "--threshold 1.5 must lie between 0 and 1"),
+    "negative threshold": (["--threshold", "-0.1"], {}, "--threshold -0.1 must lie between 0 and 1"),
+    "threshold nan": (["--threshold", "nan"], {}, "--threshold nan must lie between 0 and 1"),
+    "threshold word": (["--threshold", "high"], {}, "--threshold"),
+    "batch": (["--batch_size", 0], {}, "--batch_size 0 must be above 0"),
+    "image_size": (["--image_size", 0], {}, "--image_size 0 must be above 0"),
+    "image_size and patch": (
+        ["--image_size", 30],
+        {},
+        "--image_size 30 must be a multiple of the model's patch size 8",
+    ),
+    "unknown flag": (["--thresholds", 1], {}, "unknown arguments: --thresholds 1"),
+    "empty prompt": ([], {"prompts": ["disc", " "]}, "--prompt ' ' is empty"),
+    "prompt of bytes": ([], {"prompts": ["caf\udce9"]}, "--prompt 'caf\\udce9' is empty or no text"),
+    "no prompt": ([], {"prompts": []}, "--prompt"),
+    "the same prompt": ([], {"prompts": ["Disc", "disc"]}, "--prompt 'Disc' and 'disc' are the same to the model"),
+    "the same but for its end": ([], {"prompts": ["a" * 23, "a" * 24]}, "are the same to the model"),
+    "prompts": ([], {"prompts": [f"disc {number}" for number in range(256)]}, "--prompt: 256 prompts"),
+    "adapter": ([], {"adapter": "nowhere"}, "--adapter nowhere does not exist"),
+    "adapter path": ([], {"adapter": "/nowhere/at/all"}, "--adapter /nowhere/at/all does not exist"),
+    "image": ([], {"image": "nowhere.png"}, "--image nowhere.png does not exist"),
+    "long image name": ([], {"image": "a" * 300}, "aaa does not exist"),
+    "long output name": ([], {"output": Path("a" * 300)}, "was not written"),
+    "base of a whole model": (
+        ["--model_name_or_path", "m"],
+        {"adapter": "full"},
+        "--model_name_or_path m does nothing",
+    ),
+    "no base": (["--model_name_or_path", "/nowhere"], {"adapter": "dense"}, "the model /nowhere cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("flags, places, problem", FLAG_PROBLEMS.values(), ids=FLAG_PROBLEMS)
+def test_bad_flags(run, finetuned, tmp_path, capsys, flags, places, problem):
+    if places.get("adapter") in KINDS:
+        places = places | {"adapter": finetuned / places["adapter"]}
+    _assert_one_line(run, tmp_path, capsys, problem, *flags, **places)
+
+
+def test_an_adapter_that_the_hub_does_not_have(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    _assert_one_line(run, tmp_path, capsys, "runs/out cannot be loaded", adapter="runs/out")
+
+
+def test_folders_without_an_adapter(run, tmp_path, capsys, images):
+    (tmp_path / "empty").mkdir()
+    for adapter in (tmp_path / "empty", images, images / "notes.txt"):
+        _assert_one_line(run, tmp_path, capsys, f"{adapter} holds no fine-tuned model", adapter=adapter)
+
+
+def _write_base(folder, **changes):
+    config = CLIPSegForImageSegmentation.config_class.from_pretrained(folder.parent / "base").to_dict()
+    for part in ("text_config", "vision_config"):
+        config[part].update(changes)
+    CLIPSegForImageSegmentation(CLIPSegConfig.from_dict(config)).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["dense", "shallow", "lora"])
+def test_a_base_of_another_shape(run, base, finetuned, tmp_path, capsys, kind):
+    shutil.copytree(base, tmp_path / "base")
+    bases = {"size mismatch": _write_base(tmp_path / "wider", hidden_size=32)}
+    if kind != "shallow":
+        bases["does not fit the base model"] = _write_base(tmp_path / "shallower", num_hidden_layers=3)
+    for problem, other in bases.items():
+        flags = ["--model_name_or_path", other]
+        _assert_one_line(run, tmp_path, capsys, problem, *flags, adapter=finetuned / kind)
+
+
+def _truncate(file):
+    file.write_bytes(file.read_bytes()[:-300])
+
+
+IMAGE_PROBLEMS = {
+    "corrupt": (lambda folder: (folder / "test_1.png").write_bytes(b"\x89PNG"), "test_1.png is not an image"),
+    "truncated": (lambda folder: _truncate(folder / "test_1.png"), "test_1.png cannot be read as an image"),
+    "not an image": (lambda folder: (folder / "n.png").write_text("text"), "n.png is not an image that Pillow reads"),
+    "broken link": (lambda folder: (folder / "l.png").symlink_to("nowhere"), "l.png does not exist"),
+    "16 bits": (
+        lambda folder: Image.fromarray(np.full((9, 9), 999, np.uint16)).save(folder / "deep.png"),
+        "deep.png has more than 8 bits a channel",
+    ),
+    "no image": (
+        lambda folder: [file.unlink() for file in folder.glob("*.[pt]*") if file.suffix != ".txt"],
+        "no image",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil, problem", IMAGE_PROBLEMS.values(), ids=IMAGE_PROBLEMS)
+def test_a_folder_with_a_bad_image(run, images, tmp_path, capsys, spoil, problem):
+    folder = shutil.copytree(images, tmp_path / "images")
+    spoil(folder)
+    _assert_one_line(run, tmp_path, capsys, problem, image=folder)
+    assert "(--image)" not in problem
+
+
+def test_a_file_that_is_no_image(run, images, tmp_path, capsys):
+    _assert_one_line(run, tmp_path, capsys, "notes.txt is not an image", image=images / "notes.txt")
+
+
+def test_an_image_that_is_damaged_meanwhile_leaves_nothing_half_written(
+    run, predict, images, tmp_path, capsys, monkeypatch
+):
+    folder = shutil.copytree(images, tmp_path / "images")
+    _truncate(folder / "test_2.png")
+    monkeypatch.setattr(predict, "check_images", lambda files: None)
+    _assert_one_line(run, tmp_path, capsys, "test_2.png cannot be read", "--batch_size", 1, image=folder)
+
+
+def test_weights_that_are_not_finite(run, finetuned, tmp_path, capsys):
+    broken = shutil.copytree(finetuned / "decoder", tmp_path / "broken")
+    weights = load_file(broken / "decoder.safetensors")
+    weights["decoder.film_mul.bias"][0] = float("nan")
+    save_file(weights, broken / "decoder.safetensors")
+    _assert_one_line(run, tmp_path, capsys, "test_0.png: the model's logits are not finite", adapter=broken)
+
+
+def test_outputs_that_cannot_serve(run, images, tmp_path, capsys):
+    (tmp_path / "file").write_text("here already")
+    cases = {
+        tmp_path / "file": "exists already and is not overwritten",
+        tmp_path / "file" / "below": "was not written",
+        images: "exists already and is not overwritten",
+        tmp_path: "exists already and is not overwritten",
+    }
+    for output, problem in cases.items():
+        _assert_one_line(run, tmp_path, capsys, problem, output=output)
+    (tmp_path / "empty").mkdir()
+    assert (run(output=tmp_path / "empty") / "results.csv").is_file()
