@@ -89,7 +89,7 @@ def _refuse_inside_attention(name: str, model: nn.Module) -> None:
     parent = name.rpartition(".")[0]
     if parent and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
         raise ValueError(
-            f"target_modules matches {name!r}, whose weight nn.MultiheadAttention reads without calling it, so that an "
+            f"target_modules matches {name!r}, whose weight nn.MultiheadAttention reads without calling it: an "
             f"adapter there would never train; allowed: {parent!r} itself, or exclude_modules that name it."
         )
 
