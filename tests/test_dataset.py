@@ -199,3 +199,11 @@ def test_the_processor_keeps_its_size_on_disk(data, processor, config, tmp_path)
     again = type(processor).from_pretrained(tmp_path / "processor")
     shutil.rmtree(tmp_path / "processor")
     assert SegmentationDataset(read_annotations(data, "val"), again)[0].pixel_values.shape == (3, 48, 48)
+
+
+def test_jpeg_masks_make_clean_batches(tmp_path, processor):
+    rows = read_annotations(write_dataset(tmp_path / "jpeg", suffix=".jpg"), "train")
+    dataset = SegmentationDataset(rows, processor)
+    masks = dataset.collate([dataset[place] for place in range(len(dataset))])["masks"]
+    assert masks.unique().tolist() == [0, 1]
+    assert all(0.02 < mask.mean() < 0.3 for mask in masks)

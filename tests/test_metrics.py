@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -94,11 +95,14 @@ def test_two_processes_count_an_uneven_last_batch_once():
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])
     shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    runs = []
-    for rank in ("0", "1"):
-        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", TWO_PROCESSES]
-        runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
-    for run in runs:
-        output, _ = run.communicate(timeout=120)
-        assert json.loads(output.splitlines()[-1]) == pytest.approx(expected)
+    with ExitStack() as stack:
+        runs = []
+        for rank in ("0", "1"):
+            environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-c", TWO_PROCESSES]
+            runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+            stack.enter_context(runs[-1])
+            stack.callback(runs[-1].kill)
+        for run in runs:
+            output, _ = run.communicate(timeout=400)
+            assert json.loads(output.splitlines()[-1]) == pytest.approx(expected)

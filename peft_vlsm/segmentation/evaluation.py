@@ -1,5 +1,7 @@
 """A model on a data set: the logits of a batch's masks, and Dice, IoU and loss over all images."""
 
+from typing import cast
+
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -46,4 +48,5 @@ def evaluate(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerato
         logits = mask_logits(model, batch)
         metric.add_batch(predictions=logits > 0, references=batch["masks"])
         losses.append(accelerator.gather_for_metrics(dice_bce_loss(logits, batch["masks"])))
-    return {**metric.compute(), "loss": torch.cat(losses).mean().item()}
+    scores = cast(dict[str, float], metric.compute())
+    return {**scores, "loss": torch.cat(losses).mean().item()}

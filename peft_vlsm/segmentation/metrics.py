@@ -1,6 +1,7 @@
 """Dice and IoU as an [`evaluate.Metric`]: each image by itself, then the mean over images, as in the paper."""
 
 from collections.abc import Callable
+from typing import Any
 
 import datasets
 import evaluate
@@ -50,7 +51,7 @@ class SegmentationMetric(evaluate.Metric):
     ```
     """
 
-    def __init__(self, gather: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts):
+    def __init__(self, gather: Callable[[torch.Tensor], Any] = lambda counts: counts):
         super().__init__(keep_in_memory=True)
         self.gather = gather
 

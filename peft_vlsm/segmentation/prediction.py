@@ -63,8 +63,9 @@ def load_predictor(adapter: str, base: str | None = None) -> tuple[torch.nn.Modu
     if not os.path.exists(adapter) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", adapter):
         raise InputError(f"--adapter {adapter} does not exist; name an output folder of finetune.py, or OWNER/NAME")
     with warnings.catch_warnings():
-        # They become an error below.
+        # Missing keys become an error below; the other is peft 0.21 asking transformers by an old name.
         warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec", category=FutureWarning)
         model, processor = load_finetuned(adapter, base)
     if isinstance(model, PeftModel):
         # A second time, since from_pretrained does not tell which weights found no place in the base model.
