@@ -82,11 +82,11 @@ def check_images(files: list[Path]) -> None:
 @exit_on_input_error
 def main():
     args = parse_arguments(Arguments, description=__doc__)
+    # What torchrun and accelerate launch tell their processes.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("predict.py works in one process; start it with python")
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise InputError("predict.py works in one process; start it with python, not with accelerate launch")
 
     # Everything that can be wrong with images, model and prompts shows here, before anything is written.
     files, passed_over = find_images(args.image)
@@ -100,8 +100,8 @@ def main():
         limit = processor.tokenizer.model_max_length
         print(f"warning: only the first {limit} tokens of --prompt {prompt!r} count", file=sys.stderr)
 
-    model.to(accelerator.device)
-    embeddings = embed_prompts(model, processor, args.prompt, accelerator.device)
+    device = Accelerator().device
+    embeddings = embed_prompts(model.to(device), processor, args.prompt, device)
     with write_beside(Path(args.output)) as folder:
         results = PredictionFolder(folder, files, args.prompt, args.threshold, args.save_probabilities)
         predictions = predict(model, processor, files, embeddings, args.batch_size)

@@ -145,7 +145,9 @@ def train(
     """Runs all steps, from `working_dir`'s checkpoint where there is one; gives the model and the seconds it took."""
     torch.manual_seed(args.seed)
     model = build_model(processor.tokenizer).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True
+    )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1, cycle_momentum=False
     )

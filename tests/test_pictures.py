@@ -1,5 +1,7 @@
 """Overlays and contact sheets: the mask is where it belongs, and prompts are whole."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,3 +68,14 @@ def test_wrapping_loses_no_letter_and_keeps_within_the_width(text):
     lines = pictures._wrap(text, font, 120)
     assert "".join(lines).replace(" ", "") == "".join(text.split())
     assert all(font.getlength(line) <= 120 for line in lines)
+
+
+def test_an_overlay_of_a_photograph_takes_seconds():
+    mask = np.zeros((3000, 4000), dtype=bool)
+    mask[500:2500, 500:3500] = True
+    started = time.monotonic()
+    result = np.asarray(overlay(Image.new("RGB", (4000, 3000)), mask, (255, 0, 0), opacity=0.4))
+    assert time.monotonic() - started < 60
+    # The border is as wide as 1/200 of the shorter side, and the area inside it is tinted.
+    assert [result[500 + depth, 2000, 0] for depth in (0, 14, 15, 1000)] == [255, 255, 102, 102]
+    assert result[499, 2000, 0] == 0

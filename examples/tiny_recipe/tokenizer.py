@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 MAX_LENGTH = 77
-VOCABULARY_SIZE = 1300
+VOCABULARY_SIZE = 1249
 WORD_END = "</w>"
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -61,9 +61,11 @@ def build_tokenizer(prompts: Iterable[str]) -> CLIPTokenizer:
     )
     byte_characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = byte_characters + [character + WORD_END for character in byte_characters]
+    # Given as special tokens the letters have fixed ids; else equally frequent pairs merge in another order each time.
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE - 2 - len(letters),
+        vocab_size=VOCABULARY_SIZE - 2,
         end_of_word_suffix=WORD_END,
+        special_tokens=letters,
         show_progress=False,
     )
     trained.train_from_iterator([*ENGLISH_WORDS, *prompts], trainer)

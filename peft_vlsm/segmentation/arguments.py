@@ -61,4 +61,10 @@ def _flags_of_file(file: Path, cls: type) -> list[str]:
     if unknown:
         raise InputError(f"{file} has unknown keys: {', '.join(unknown)}; allowed are {', '.join(names)}")
     # YAML reads 1e-3 as a string: the flags' own types decide, whatever the file's are.
-    return [f"--{key}={value}" for key, value in values.items() if value is not None]
+    flags: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{key}={value}")
+    return flags
