@@ -206,8 +206,9 @@ def test_the_model_survives_a_round_trip(model, processor, tmp_path):
         (model, processor),
         (CLIPSegForImageSegmentation.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)),
     ):
+        inputs = its_processor(text=TEXTS, images=images, padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
-            logits.append(each(**its_processor(text=TEXTS, images=images, padding=True, return_tensors="pt")).logits)
+            logits.append(each(**inputs).logits)
     assert logits[0].dtype == torch.float32 and logits[0].shape == (len(TEXTS), IMAGE_SIZE, IMAGE_SIZE)
     assert torch.equal(*logits)
 
