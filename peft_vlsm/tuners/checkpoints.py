@@ -20,6 +20,7 @@ from ..architectures.families import architecture_of, known_models
 from .config import ShallowAdapterConfig
 from .layer import AdapterLayer, ShallowConditional, text_slot, vision_slot
 from .model import VLSMAdapterModel
+from .targets import TARGETS, without_base_layer
 
 # The lists of the paper's code, in which every adapter key begins after an optional `net.`.
 PAPER_LISTS = (
@@ -64,7 +65,7 @@ def load_vlsm_adapter_checkpoint(
         raise ValueError(f"peft_model has the active adapters {tuner.active_adapters}; allowed: exactly one.")
     adapter_name = tuner.active_adapters[0]
     source = "checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
-    adapter, base = _split(_read(checkpoint), source)
+    adapter, base = _split(_read(checkpoint, source), source)
     wanted = paper_parameters(tuner, adapter_name)
     _check_adapter(adapter, wanted, source)
     _check_base(base, tuner, source)
@@ -74,13 +75,11 @@ def load_vlsm_adapter_checkpoint(
     _add_text_states(tuner, adapter_name)
 
 
-def _read(checkpoint: Mapping[str, torch.Tensor] | str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+def _read(checkpoint: Mapping[str, torch.Tensor] | str | os.PathLike[str], source: str) -> dict[str, torch.Tensor]:
     if isinstance(checkpoint, Mapping):
         content = dict(checkpoint)
-        source = "checkpoint"
     else:
         path = Path(checkpoint)
-        source = str(path)
         if not path.is_file():
             raise ValueError(f"{source} is no file; allowed: a .safetensors or .ckpt file of the paper's code.")
         try:
@@ -121,7 +120,7 @@ def paper_parameters(tuner: VLSMAdapterModel, adapter_name: str) -> dict[str, to
         raise ValueError(f"the base model is a {type(tuner.model).__name__}; allowed: {known_models()}.")
     config: Any = tuner.peft_config[adapter_name]
     places = config.resolved_modules or {}
-    if "targets" in places:
+    if TARGETS in places:
         raise ValueError("the adapter has target_modules; allowed: one with a variant, as the paper's code has.")
     slots = (
         _shallow_slots(family, places) if isinstance(config, ShallowAdapterConfig) else _dense_slots(family, places)
@@ -205,7 +204,7 @@ def _base_state(tuner: VLSMAdapterModel) -> dict[str, torch.Tensor]:
     """The base model's weights under the names that they have without adapters."""
     inner = [f".{name}." for layer in tuner._layers().values() for name in layer.adapter_layer_names]
     return {
-        name.replace(".base_layer", ""): value
+        without_base_layer(name): value
         for name, value in tuner.model.state_dict().items()
         if not any(part in name for part in inner)
     }

@@ -32,6 +32,7 @@ from .targets import (
     is_target,
     lies_in,
     matched_targets,
+    without_base_layer,
     wrapped_module,
     wrapped_modules,
 )
@@ -130,10 +131,10 @@ class VLSMAdapterModel(BaseTuner):
 
     def _resolved_modules_to_save(self, config: VLSMAdapterConfig, model: nn.Module) -> list[str] | None:
         """`modules_to_save` as this model names them; each must be there, since peft passes over unknown names."""
-        names = [name.replace(".base_layer", "") for name, _ in model.named_modules()]
+        names = [without_base_layer(name) for name, _ in model.named_modules()]
         for entry in config.modules_to_save or ():
             # With a task type peft adds names of its own, of which a model has one.
-            if config.task_type is None and not any(name.endswith(entry.replace(".base_layer", "")) for name in names):
+            if config.task_type is None and not any(name.endswith(without_base_layer(entry)) for name in names):
                 raise ValueError(
                     f"modules_to_save has {entry!r}, which {type(model).__name__} does not have; allowed: names of "
                     "its modules."
@@ -293,7 +294,7 @@ class ShallowAdapterModel(VLSMAdapterModel):
         ]
         for entry in entries:
             # peft takes a module right inside a tuner layer's own for a part of an adapter.
-            if any(f"{family.decoder}.{part}".endswith(entry.replace(".base_layer", "")) for part in parts):
+            if any(f"{family.decoder}.{part}".endswith(without_base_layer(entry)) for part in parts):
                 raise ValueError(
                     f"modules_to_save has {entry!r}, a part of {family.decoder!r} that Shallow adapters stand around; "
                     f"allowed: {family.decoder!r} as a whole, or modules further inside."

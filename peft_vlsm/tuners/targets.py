@@ -20,6 +20,11 @@ WRAPPED = "wrapped"
 RECORD_KEYS = ("V", "L", "C", TARGETS, WRAPPED)
 
 
+def without_base_layer(name: str) -> str:
+    """The name of a module, or of a weight, in the model without adapters."""
+    return name.replace(".base_layer", "")
+
+
 def wrapped_module(place: str) -> str:
     """The module that is wrapped at a place `MODULE` or `MODULE@LAYER`."""
     return place.partition("@")[0]
@@ -76,7 +81,7 @@ def matched_targets(config: VLSMAdapterConfig, model: nn.Module) -> list[str]:
         if outer in wrappers and not name.startswith(f"{outer}.base_layer."):
             # The adapters' own parts, and the wrapped module under its second name.
             continue
-        plain = name.replace(".base_layer", "")
+        plain = without_base_layer(name)
         if is_target(config, plain):
             raise ValueError(
                 f"target_modules is {config.target_modules!r}, which matches {plain!r} inside the adapted {outer!r}; "
