@@ -124,6 +124,13 @@ def test_images_of_every_8_bit_mode_become_rgb(tmp_path, mode):
     assert image.mode == "RGB" and image.size == (8, 6) and image.getpixel((3, 3)) == (255, 255, 255)
 
 
+def test_a_cameras_preview_is_no_second_page(tmp_path):
+    photograph, preview = Image.new("RGB", (8, 6), "white"), Image.new("RGB", (4, 3))
+    photograph.save(tmp_path / "image.jpg", format="MPO", save_all=True, append_images=[preview])
+    image = open_image(tmp_path / "image.jpg")
+    assert image.size == (8, 6) and image.getpixel((3, 3)) == (255, 255, 255)
+
+
 def test_an_image_lying_on_its_side_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -142,6 +149,11 @@ def _truncate(path):
     path.write_bytes(path.read_bytes()[:-60])
 
 
+def _write_pages(path):
+    pages = [Image.new("L", (40, 36), shade) for shade in (0, 255)]
+    pages[0].save(path, format="TIFF", save_all=True, append_images=pages[1:])
+
+
 IMAGE_PROBLEMS = {
     "not an image": (lambda path: path.write_text("no image"), "not an image"),
     "no bytes": (lambda path: path.write_bytes(b""), "not an image"),
@@ -149,6 +161,7 @@ IMAGE_PROBLEMS = {
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
     "truncated": (_truncate, "cannot be read"),
     "16 bits": (lambda path: _save(np.zeros((36, 40), np.uint16), path), "more than 8 bits"),
+    "two pages": (_write_pages, "several pages"),
 }
 
 

@@ -1,9 +1,10 @@
 """Image and mask files, opened by Pillow and checked: a file that cannot be used is named, never guessed at."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from peft_vlsm.segmentation.errors import InputError
 
@@ -21,7 +22,8 @@ def open_image(path: str | Path) -> Image.Image:
         `PIL.Image.Image`: the image in mode RGB, upright (an EXIF orientation is applied).
 
     Raises:
-        InputError: the file is missing, damaged, no image, has more than 8 bits a channel, or is suspiciously large.
+        InputError: the file is missing, damaged, no image, has more than 8 bits a channel or more than one page, or is
+            suspiciously large.
     """
     return _open(path).convert("RGB")
 
@@ -79,6 +81,7 @@ def _open(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             _check_mode(path, file)
+            _check_pages(path, file)
             image = ImageOps.exif_transpose(file)
             image.format = file.format
             return image
@@ -90,6 +93,7 @@ def _header_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as file:
             _check_mode(path, file)
+            _check_pages(path, file)
             width, height = file.size
             turned = file.getexif().get(_ORIENTATION_TAG) in _ORIENTATIONS_ON_THE_SIDE
             return (height, width) if turned else (width, height)
@@ -105,6 +109,13 @@ _ORIENTATIONS_ON_THE_SIDE = (5, 6, 7, 8)
 def _check_mode(path: str | Path, image: Image.Image) -> None:
     if image.mode not in EIGHT_BIT_MODES:
         raise InputError(f"{path} has more than 8 bits a channel (mode {image.mode}); save it as an 8-bit image")
+
+
+def _check_pages(path: str | Path, image: Image.Image) -> None:
+    # The second picture of a camera's MPO file is its preview.
+    if image.format != "MPO" and len(list(islice(ImageSequence.Iterator(image), 2))) > 1:
+        raise InputError(f"{path} holds several pages or frames; save the one that counts as a file of its own")
+    image.seek(0)
 
 
 def _unreadable(path: str | Path, error: Exception) -> InputError:
