@@ -1,9 +1,13 @@
-"""What the tests of the task side build: a tiny random CLIPSeg with its processor, and a small MedVLSM data set."""
+"""What the tests of the task side share: a tiny random CLIPSeg, a small MedVLSM data set, the example scripts."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageDraw
 from tokenizers.pre_tokenizers import ByteLevel
@@ -15,6 +19,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 IMAGE_SIZE = 32
 TOKENS = 24
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
@@ -59,6 +64,15 @@ def tiny_clipseg() -> CLIPSegForImageSegmentation:
         if isinstance(module, (torch.nn.Linear, torch.nn.ConvTranspose2d)):
             module.reset_parameters()
     return model.eval()
+
+
+def move_trainable_weights(model: torch.nn.Module) -> None:
+    """What training would do: every weight that may change does, always in the same way."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def write_base_model(folder: Path) -> Path:
@@ -109,3 +123,31 @@ def _write_row(folder: Path, name: str, seed: int) -> dict:
     mask.save(folder / "masks" / name)
     prompts = {"p0": "", "p1": "disc", "p2": f"{color} disc", "p3": [f"one {color} disc", f"a {color} round disc"]}
     return {"img_name": name, "mask_name": name, "prompts": prompts, "bbox": list(box)}
+
+
+def load_example(name: str) -> ModuleType:
+    """Imports examples/NAME.py, once."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def run_example(module: ModuleType, *arguments: object) -> None:
+    """Runs a script's `main` in this process with these flags."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+        module.main()
+
+
+def failure_of(capsys, module: ModuleType, *arguments: object) -> str:
+    """Runs a script, which must exit with status 2 and one error line on stderr; returns the line."""
+    with pytest.raises(SystemExit) as exit_:
+        run_example(module, *arguments)
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert exit_.value.code == 2 and len(errors) == 1 and captured.out == ""
+    assert "Traceback" not in captured.err and "usage" not in captured.err
+    return errors[0]

@@ -5,20 +5,16 @@ import shutil
 
 import pytest
 import torch
-from builders import tiny_processor, write_base_model
+from builders import move_trainable_weights, tiny_processor
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import CLIPSegForImageSegmentation
 
 from peft_vlsm import DenseAdapterConfig
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.finetuned import load_base, load_finetuned, make_output_dir, save_finetuned
 
 KINDS = ("dense", "lora", "decoder", "full")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_base_model(tmp_path_factory.mktemp("models") / "base")
 
 
 def _finetuned(base, kind):
@@ -30,11 +26,7 @@ def _finetuned(base, kind):
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     elif kind == "decoder":
         model.requires_grad_(False).decoder.requires_grad_(True)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+    move_trainable_weights(model)
     return model.eval(), processor
 
 
@@ -55,6 +47,29 @@ def test_saved_weights_load_bit_exactly(base, tmp_path, kind):
     assert not again.training
     assert processor_again.tokenizer("disc") == processor.tokenizer("disc")
     assert not (tmp_path / "out" / ".writing").exists()
+
+
+def test_a_processor_is_stored_as_it_was_before_its_first_batch(base, tmp_path):
+    model, processor = _finetuned(base, "decoder")
+    processor.tokenizer(["disc", "red disc"], padding=True, truncation=True, return_tensors="pt")
+    save_finetuned(model, processor, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert stored["padding"] is None and stored["truncation"] is None
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("layers", [3, 6])
+def test_lora_of_a_base_of_another_depth_is_refused(base, tmp_path, layers):
+    model, processor = _finetuned(base, "lora")
+    save_finetuned(model, processor, tmp_path / "out")
+    other = load_base(str(base))[0].config
+    other.text_config.num_hidden_layers = layers
+    CLIPSegForImageSegmentation(other).save_pretrained(tmp_path / "other")
+    processor.save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        InputError, match="out does not fit the base model .*other: [0-9]+ weights have no counterpart"
+    ):
+        load_finetuned(tmp_path / "out", base=str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("kind", ["dense", "decoder"])

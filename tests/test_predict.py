@@ -1,7 +1,6 @@
 """examples/predict.py as users run it: masks equal the model's own logits, whatever was fine-tuned; and bad input."""
 
 import csv
-import importlib.util
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import tiny_processor, write_base_model, write_dataset
+from builders import load_example, move_trainable_weights, tiny_processor, write_dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
@@ -38,16 +37,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def predict():
-    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["predict"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_base_model(tmp_path_factory.mktemp("models") / "base")
+    return load_example("predict")
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +50,7 @@ def finetuned(base, tmp_path_factory):
             model = get_peft_model(model, config)
         elif kind == "decoder":
             model.requires_grad_(False).decoder.requires_grad_(True)
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+        move_trainable_weights(model)
         save_finetuned(model, processor, folder / kind)
     return folder
 

@@ -13,6 +13,7 @@ The processor's files lie beside them.
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,14 +29,13 @@ from transformers import AutoConfig, CLIPSegForImageSegmentation, CLIPSegProcess
 from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.segmentation.errors import InputError
+from peft_vlsm.tuners.text_states import OLD_END_OF_TEXT_ID
 
 WEIGHT_FILES = {
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
     "decoder": ("decoder_config.json", "decoder.safetensors"),
     "full": ("config.json", "model.safetensors"),
 }
-# With this number in its configuration, as in OpenAI's own, the text encoder takes the highest token of a prompt.
-LEGACY_EOS_TOKEN_ID = 2
 RESULT_FILES = ("all_results.json", "samples.png")
 _UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 
@@ -55,7 +55,7 @@ def load_base(name_or_path: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
     name = str(Path(name_or_path).resolve()) if Path(name_or_path).is_dir() else name_or_path
     try:
-        with _quiet_loading():
+        with quiet_loading():
             config = AutoConfig.from_pretrained(name)
             if config.model_type != "clipseg":
                 raise InputError(f"the model {name} is of the kind {config.model_type}; this works on clipseg models")
@@ -83,7 +83,7 @@ def _load_processor(name: str, model: PreTrainedModel) -> ProcessorMixin:
             f"the tokenizer in {name} has {len(tokenizer)} tokens and the model's text encoder "
             f"{text_config.vocab_size}; is tokenizer.json missing or another model's?"
         )
-    if text_config.eos_token_id not in (LEGACY_EOS_TOKEN_ID, tokenizer.eos_token_id):
+    if text_config.eos_token_id not in (OLD_END_OF_TEXT_ID, tokenizer.eos_token_id):
         raise InputError(
             f"the model's text encoder looks for the token {text_config.eos_token_id} at a prompt's end, which the "
             f"tokenizer in {name} never writes (it writes {tokenizer.eos_token_id})"
@@ -92,13 +92,20 @@ def _load_processor(name: str, model: PreTrainedModel) -> ProcessorMixin:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """The Hub's client logs every retry, transformers a table of keys, on stderr, where our one line shall stand."""
+def quiet_loading() -> Iterator[None]:
+    """
+    Keeps stderr, where our one line shall stand, free of what libraries say while a model is loaded or adapted.
+
+    These are the Hub client's retries, transformers' tables of keys, and transformers' FutureWarning about a name by
+    which peft 0.21 asks whether gradient checkpointing is on.
+    """
     before = [(log, log.get_verbosity()) for log in (hub_logging, transformers_logging)]
     for log, _ in before:
         log.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec", category=FutureWarning)
+            yield
     finally:
         for log, verbosity in before:
             log.set_verbosity(verbosity)
@@ -138,7 +145,7 @@ def save_finetuned(model: torch.nn.Module, processor: ProcessorMixin, folder: Pa
     """
     with _replace_files(folder) as staging:
         kind = _save_weights(model, staging)
-        processor.save_pretrained(staging)
+        _save_processor(processor, staging)
         others = [name for other, names in WEIGHT_FILES.items() if other != kind for name in names]
         for stale in (*RESULT_FILES, *others):
             (folder / stale).unlink(missing_ok=True)
@@ -173,6 +180,14 @@ def _replace_files(folder: Path) -> Iterator[Path]:
         staging.rmdir()
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be written (--output_dir): {error}; free space there") from error
+
+
+def _save_processor(processor: ProcessorMixin, folder: Path) -> None:
+    """Without the padding and the truncation of the last batch, which a tokenizer keeps and would store."""
+    backend = processor.tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    processor.save_pretrained(folder)
 
 
 def _save_weights(model: torch.nn.Module, folder: Path) -> str:
@@ -224,10 +239,27 @@ def load_finetuned(path: str | Path, base: str | None = None) -> tuple[torch.nn.
                 )
             model.load_state_dict(weights, strict=False)
             return model.eval(), _load_processor(str(path), model)
-        base_model, _ = load_base(base or PeftConfig.from_pretrained(str(path)).base_model_name_or_path or "")
-        processor = _load_processor(str(path), base_model)
-        return PeftModel.from_pretrained(base_model, str(path)).eval(), processor
+        with quiet_loading():
+            return _load_adapter(str(path), base)
     except InputError:
         raise
     except _UNLOADABLE as error:
         raise InputError(f"the fine-tuned model {path} cannot be loaded: {error}") from error
+
+
+def _load_adapter(path: str, base: str | None) -> tuple[torch.nn.Module, ProcessorMixin]:
+    config = PeftConfig.from_pretrained(path)
+    base_model, _ = load_base(base or config.base_model_name_or_path or "")
+    processor = _load_processor(path, base_model)
+    config.inference_mode = True
+    config.base_model_name_or_path = base_model.name_or_path
+    model = get_peft_model(cast(Any, base_model), config)
+    # PeftModel.from_pretrained does not tell which weights found no place in the base model; this does.
+    result = model.load_adapter(path, adapter_name="default")
+    misfits = [*result.missing_keys, *result.unexpected_keys]
+    if misfits:
+        raise InputError(
+            f"{path} does not fit the base model {base_model.name_or_path}: {len(misfits)} weights have no "
+            f"counterpart, such as {misfits[0]}; give the model that it was trained on (--model_name_or_path)"
+        )
+    return model.eval(), processor

@@ -7,7 +7,6 @@ as it is; the text encoder therefore runs once a prompt, however many images the
 
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from PIL import Image
 from torch.nn import functional
 from transformers import ProcessorMixin
@@ -47,7 +45,7 @@ class Prediction:
 
 def load_predictor(adapter: str, base: str | None = None) -> tuple[torch.nn.Module, ProcessorMixin]:
     """
-    Loads a fine-tuned model as [`load_finetuned`] does, and makes sure that the base model is one it fits.
+    Loads a fine-tuned model as [`load_finetuned`] does, by what a user says on the command line.
 
     Args:
         adapter (`str`): the output folder of a fine-tuning run, or an adapter's name on the Hub.
@@ -57,26 +55,13 @@ def load_predictor(adapter: str, base: str | None = None) -> tuple[torch.nn.Modu
         `tuple[torch.nn.Module, ProcessorMixin]`: the model in eval mode, and the processor as training used it.
 
     Raises:
-        InputError: as [`load_finetuned`]; also where the base model's layers are not those that the adapter was
-            trained on, and where `base` is given beside a folder that holds a whole model.
+        InputError: as [`load_finetuned`]; also where `adapter` neither exists nor is a name on the Hub, and where
+            `base` is given beside a folder that holds a whole model.
     """
     if not os.path.exists(adapter) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", adapter):
         raise InputError(f"--adapter {adapter} does not exist; name an output folder of finetune.py, or OWNER/NAME")
-    with warnings.catch_warnings():
-        # Missing keys become an error below; the other is peft 0.21 asking transformers by an old name.
-        warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec", category=FutureWarning)
-        model, processor = load_finetuned(adapter, base)
-    if isinstance(model, PeftModel):
-        # A second time, since from_pretrained does not tell which weights found no place in the base model.
-        result = model.load_adapter(adapter, adapter_name="default")
-        misfits = [*result.missing_keys, *result.unexpected_keys]
-        if misfits:
-            raise InputError(
-                f"{adapter} does not fit the base model {model.get_base_model().name_or_path}: {len(misfits)} weights "
-                f"have no counterpart, such as {misfits[0]}; give the model it was trained on (--model_name_or_path)"
-            )
-    elif base is not None and model.name_or_path == str(Path(adapter).resolve()):
+    model, processor = load_finetuned(adapter, base)
+    if base is not None and model.name_or_path == str(Path(adapter).resolve()):
         raise InputError(f"--model_name_or_path {base} does nothing: {adapter} holds a whole model; leave it out")
     return model, processor
 
