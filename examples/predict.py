@@ -25,7 +25,7 @@ from huggingface_hub.utils import logging as hub_logging
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from peft_vlsm.segmentation.arguments import parse_arguments
+from peft_vlsm.segmentation.arguments import option, parse_arguments
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
 from peft_vlsm.segmentation.images import open_image
 from peft_vlsm.segmentation.output_folder import write_beside
@@ -35,10 +35,6 @@ from peft_vlsm.segmentation.transforms import fit_processor
 
 # A check of few images needs no bar of its own.
 SECONDS_BEFORE_BAR = 2.0
-
-
-def option(default, help: str):
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass

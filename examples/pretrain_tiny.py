@@ -29,6 +29,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProc
 from transformers.utils import logging as transformers_logging
 
 from peft_vlsm import enable_encoder_gradients
+from peft_vlsm.segmentation.arguments import OneLineParser
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
 from peft_vlsm.segmentation.losses import dice_bce_loss
 
@@ -213,7 +214,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace what is there, once all is done")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUTPUT_DIR.partial")

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from peft_vlsm.segmentation.arguments import parse_arguments
+from peft_vlsm.segmentation.arguments import OneLineParser, option, parse_arguments
 from peft_vlsm.segmentation.errors import InputError
 
 
 @dataclass
 class Arguments:
     prompt: list[str] = field(metadata={"help": "prompts"})
-    rate: float = field(default=1.0, metadata={"help": "a number"})
+    rate: float = option(1.0, "a number")
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,31 @@ def test_a_broken_file_is_named(content, message, tmp_path):
     (tmp_path / "s.yaml").write_text(content)
     with pytest.raises(InputError, match=message):
         parse_arguments(Arguments, [str(tmp_path / "s.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--prompt; see"),
+        (["--prompt", "a", "--rates", "2"], "unknown arguments: --rates 2; see"),
+        (["--prompt", "a", "--rate", "x"], "--rate: invalid float value: 'x'; see"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(flags, message):
+    with pytest.raises(InputError, match=message) as error:
+        parse_arguments(Arguments, flags)
+    assert "\n" not in str(error.value)
+
+
+def test_other_parsers_say_it_in_one_line_too():
+    parser = OneLineParser(prog="script.py")
+    parser.add_subparsers(required=True, dest="name").add_parser("one").add_argument("out")
+    with pytest.raises(InputError, match="out; see script.py one --help"):
+        parser.parse_args(["one"])
+
+
+def test_help_keeps_the_descriptions_lines_and_names_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(Arguments, ["--help"], description="Title.\n\n    a line\n    another line")
+    out = capsys.readouterr().out
+    assert "    a line\n    another line\n" in out and "a number (default: 1.0)" in out

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import failure_of, run_example
 from safetensors.torch import load_file
 from scipy import ndimage
 from transformers import AutoProcessor, CLIPSegForImageSegmentation, CLIPSegProcessor
@@ -41,18 +42,11 @@ def processor():
 
 
 def run(*arguments: object) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["pretrain_tiny.py", *map(str, arguments)])
-        pretrain_tiny.main()
+    run_example(pretrain_tiny, *arguments)
 
 
 def fail(capsys, *arguments: object) -> str:
-    """Runs the script, which must exit with status 2 and one line on stderr; returns the line."""
-    with pytest.raises(SystemExit) as exit_:
-        run(*arguments)
-    captured = capsys.readouterr()
-    assert exit_.value.code == 2 and captured.out == "" and captured.err.count("\n") == 1
-    return captured.err
+    return failure_of(capsys, pretrain_tiny, *arguments)
 
 
 # The scenes and prompts
@@ -246,8 +240,12 @@ def test_the_encoders_train_and_an_interrupted_run_goes_on_exactly(tmp_path, cap
             run("--output_dir", tmp_path / "cut", "--max_train_steps", 3, *SMALL)
     capsys.readouterr()
     assert not (tmp_path / "cut").exists()
-    assert "--resume" in fail(capsys, "--output_dir", tmp_path / "cut", "--max_train_steps", 3, *SMALL)
-    assert "settings" in fail(capsys, "--output_dir", tmp_path / "cut", "--resume", "--max_train_steps", 4, *SMALL)
+    assert "--resume" in failure_of(
+        capsys, pretrain_tiny, "--output_dir", tmp_path / "cut", "--max_train_steps", 3, *SMALL
+    )
+    assert "settings" in failure_of(
+        capsys, pretrain_tiny, "--output_dir", tmp_path / "cut", "--resume", "--max_train_steps", 4, *SMALL
+    )
     run("--output_dir", tmp_path / "cut", "--resume", "--max_train_steps", 3, *SMALL)
     straight, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "cut"))
     assert all(torch.equal(straight[name], cut[name]) for name in straight)
@@ -283,6 +281,8 @@ def test_a_folder_with_something_in_it_is_replaced_only_when_asked(tmp_path, cap
     ("arguments", "named"),
     [
         ((), "--output_dir"),
+        (("--nonsense",), "--nonsense"),
+        (("--output_dir", "{tmp}/out", "--seed", "x"), "--seed"),
         (("--output_dir", "{tmp}/out", "--evaluate", "{tmp}"), "--evaluate"),
         (("--output_dir", "{tmp}/out", "--max_train_steps", 0), "--max_train_steps"),
         (("--output_dir", "{tmp}/out", "--batch_size", -1), "--batch_size"),

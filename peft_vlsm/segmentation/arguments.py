@@ -1,5 +1,6 @@
 """A script's arguments: one dataclass, filled from flags or from one file; what is wrong is one line, not a page."""
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -13,9 +14,24 @@ from peft_vlsm.segmentation.errors import InputError
 Arguments = TypeVar("Arguments")
 
 
-class _OneLineParser(HfArgumentParser):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the description's lines, and names every default."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that raises [`InputError`] where argparse prints its usage and exits."""
+
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+class _DataclassParser(OneLineParser, HfArgumentParser):
+    pass
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass of arguments: its default, and what `--help` says about it."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 def parse_arguments(cls: type[Arguments], argv: list[str] | None = None, description: str | None = None) -> Arguments:
@@ -37,12 +53,14 @@ def parse_arguments(cls: type[Arguments], argv: list[str] | None = None, descrip
     argv = sys.argv[1:] if argv is None else argv
     if len(argv) == 1 and Path(argv[0]).suffix in (".yaml", ".yml", ".json"):
         argv = _flags_of_file(Path(argv[0]), cls)
-    parser = _OneLineParser(cast(Any, cls), description=description, allow_abbrev=False)
+    parser = _DataclassParser(
+        cast(Any, cls), description=description, allow_abbrev=False, formatter_class=_HelpFormatter
+    )
     arguments, unknown = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
-        raise InputError(f"unknown arguments: {' '.join(unknown)}; see --help")
+        raise InputError(f"unknown arguments: {' '.join(unknown)}; see {parser.prog} --help")
     return arguments
 
 
