@@ -20,33 +20,38 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, get_scheduler
 from transformers.utils import logging as transformers_logging
 
 from peft_vlsm import DenseAdapterConfig, ShallowAdapterConfig, enable_encoder_gradients
 from peft_vlsm.architectures import unreached_parameters
 from peft_vlsm.segmentation.annotations import SPLITS, read_annotations
-from peft_vlsm.segmentation.arguments import parse_arguments
+from peft_vlsm.segmentation.arguments import option, parse_arguments
 from peft_vlsm.segmentation.dataset import SegmentationDataset
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
 from peft_vlsm.segmentation.evaluation import evaluate, mask_logits
-from peft_vlsm.segmentation.finetuned import load_base, make_output_dir, save_finetuned, save_results
+from peft_vlsm.segmentation.finetuned import (
+    load_base,
+    make_output_dir,
+    quiet_loading,
+    save_finetuned,
+    save_results,
+)
 from peft_vlsm.segmentation.images import open_pair
 from peft_vlsm.segmentation.losses import dice_bce_loss
 from peft_vlsm.segmentation.metrics import SegmentationMetric
 from peft_vlsm.segmentation.pictures import Sample, contact_sheet
 from peft_vlsm.segmentation.transforms import fit_processor
 
+PLATEAU = "reduce_lr_on_plateau"
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 5
 STOPPING_PATIENCE, STOPPING_MIN_DELTA = 20, 1e-4
 LORA_RANK = 16
+OUR_METHODS = ("dense", "shallow")
 SAMPLES = 6
-
-
-def option(default, help: str):
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -57,6 +62,9 @@ class Arguments:
     method: Literal["dense", "shallow", "lora", "decoder", "full"] = option("dense", "What trains.")
     variant: str | None = option(None, "Where adapters stand: V (vision), L (text), C (conditional); VL if not given.")
     adapter_dim: int | None = option(None, "Adapter width: 64 for dense, 512 for shallow; for lora the rank, 16.")
+    init_weights: Literal["paper", "True"] | None = option(
+        None, "How adapters start: paper (nn.Linear's own, if not given), or True (the output is unchanged at first)."
+    )
     train_decoder: bool = option(False, "Train the decoder along with the adapters.")
     image_size: int | None = option(None, "Side of the square images in pixels; the processor's own if not given.")
     num_train_epochs: int = option(200, "At most so many epochs; early stopping ends sooner.")
@@ -67,6 +75,10 @@ class Arguments:
     learning_rate: float | None = option(None, "1e-3, for shallow 3e-4, if not given.")
     weight_decay: float = option(1e-3, "AdamW's.")
     max_grad_norm: float = option(0.5, "Gradients are clipped to this norm.")
+    lr_scheduler_type: Literal["reduce_lr_on_plateau", "constant", "constant_with_warmup", "linear", "cosine"] = (
+        option(PLATEAU, "What the learning rate follows: the validation loss, as in the paper, or the steps.")
+    )
+    num_warmup_steps: int = option(0, "Optimizer steps in which the learning rate rises from 0.")
     seed: int = option(42, "Of new weights, the order of images and the choice of prompts.")
     overwrite_output_dir: bool = option(False, "Replace the results that output_dir holds.")
 
@@ -79,10 +91,15 @@ class Arguments:
             self._check(name, getattr(self, name) > 0, "must be above 0")
         for name in ("learning_rate", "weight_decay"):
             self._check(name, getattr(self, name) is None or math.isfinite(getattr(self, name)), "must be finite")
-        self._check("weight_decay", self.weight_decay >= 0, "must not be negative")
+        for name in ("weight_decay", "num_warmup_steps"):
+            self._check(name, getattr(self, name) >= 0, "must not be negative")
+        idle = self.lr_scheduler_type in (PLATEAU, "constant") and self.num_warmup_steps > 0
+        problem = f"does nothing with --lr_scheduler_type {self.lr_scheduler_type}; give constant_with_warmup, say"
+        self._check("num_warmup_steps", not idle, problem)
         self._check("seed", 0 <= self.seed < 2**32, "must lie between 0 and 4294967295")
-        for name in ("variant", "adapter_dim", "train_decoder"):
-            idle = self.method in ("decoder", "full") and getattr(self, name) not in (None, False)
+        for name in ("variant", "adapter_dim", "train_decoder", "init_weights"):
+            methods = OUR_METHODS if name == "init_weights" else (*OUR_METHODS, "lora")
+            idle = self.method not in methods and getattr(self, name) not in (None, False)
             self._check(name, not idle, f"does nothing with --method {self.method}; leave it out")
         output = Path(self.output_dir)
         self._check("output_dir", not output.exists() or output.is_dir(), "is a file; name a folder")
@@ -91,6 +108,8 @@ class Arguments:
         for name in ("data_dir", "model_name_or_path"):
             same = output.resolve() == Path(getattr(self, name)).resolve()
             self._check("output_dir", not same, f"is --{name}; name another folder")
+        if self.init_weights is None and self.method in OUR_METHODS:
+            self.init_weights = "paper"
         if self.learning_rate is None:
             self.learning_rate = 3e-4 if self.method == "shallow" else 1e-3
 
@@ -118,7 +137,8 @@ def adapter_config(model: PreTrainedModel, args: Arguments) -> PeftConfig:
         return lora_config(model, args, decoder)
     width = {} if args.adapter_dim is None else {"adapter_dim": args.adapter_dim}
     config_class = DenseAdapterConfig if args.method == "dense" else ShallowAdapterConfig
-    config = config_class(variant=args.variant, modules_to_save=decoder, **width)
+    init_weights = "paper" if args.init_weights == "paper" else True
+    config = config_class(variant=args.variant, init_weights=init_weights, modules_to_save=decoder, **width)
     args.variant, args.adapter_dim = config.variant, config.adapter_dim
     return config
 
@@ -139,9 +159,17 @@ def make_trainable(model: PreTrainedModel, args: Arguments) -> PreTrainedModel |
     if args.method == "lora":
         enable_encoder_gradients(model)
     try:
-        return get_peft_model(model, adapter_config(model, args))
+        with quiet_loading():
+            return get_peft_model(model, adapter_config(model, args))
     except ValueError as error:
         raise InputError(f"--method {args.method}: {error}") from error
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, args: Arguments, max_steps: int) -> LRScheduler:
+    """Steps with every epoch's validation loss (the paper's), or else with every optimizer step."""
+    if args.lr_scheduler_type == PLATEAU:
+        return ReduceLROnPlateau(optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE)
+    return get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, max_steps)
 
 
 @torch.no_grad()
@@ -184,7 +212,6 @@ def main():
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=PLATEAU_FACTOR, patience=PLATEAU_PATIENCE)
     train_loader = DataLoader(
         train_set, batch_size=args.per_device_train_batch_size, shuffle=True, collate_fn=train_set.collate
     )
@@ -201,6 +228,7 @@ def main():
 
     steps_per_epoch = math.ceil(len(train_loader) / args.gradient_accumulation_steps)
     max_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
+    scheduler = make_scheduler(optimizer, args, max_steps)
     shown = {"loss": "?", "val_dice": "?"}
     step, best, best_weights, stopping_dice, epochs_without_gain = 0, {"dice": -1.0}, {}, -1.0, 0
     started = time.monotonic()
@@ -225,6 +253,9 @@ def main():
                     optimizer.zero_grad()
                 if accelerator.sync_gradients:
                     step += 1
+                    # 16-bit training skips a step whose gradients overflow.
+                    if not isinstance(scheduler, ReduceLROnPlateau) and not accelerator.optimizer_step_was_skipped:
+                        scheduler.step()
                     shown["loss"] = f"{loss.item():.3f}"
                     bar.update()
                     bar.set_postfix(shown)
@@ -235,7 +266,8 @@ def main():
             validation = evaluate(model, val_loader, accelerator)
             shown["val_dice"] = f"{validation['dice']:.3f}"
             bar.set_postfix(shown)
-            scheduler.step(validation["loss"])
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(validation["loss"])
             if validation["dice"] > best["dice"]:
                 best = validation
                 best_weights = {name: parameter.detach().cpu().clone() for name, parameter in trainable.items()}

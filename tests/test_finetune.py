@@ -1,6 +1,5 @@
 """examples/finetune.py as users run it, on a tiny random CLIPSeg: every method, what it leaves, and bad input."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from builders import read_rows, write_base_model, write_dataset, write_rows
+from builders import load_example, read_rows, write_dataset, write_rows
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -35,16 +34,7 @@ FULL_FILES = {"config.json", "model.safetensors"}
 
 @pytest.fixture(scope="module")
 def finetune():
-    spec = importlib.util.spec_from_file_location("finetune", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["finetune"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_base_model(tmp_path_factory.mktemp("models") / "base")
+    return load_example("finetune")
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +120,18 @@ def test_a_method(run, finetune, base, shared_data, tmp_path, flags, files, vari
     assert change.abs().max() > 1e-6, "training changed nothing"
 
 
+@pytest.mark.parametrize("method", ["dense", "shallow"])
+def test_how_adapters_start(run, tmp_path, method):
+    """The rate is too small for a step to hide where the adapter came from."""
+    flags = ["--method", method, "--learning_rate", "1e-12", "--weight_decay", 0, "--adapter_dim", 4]
+    for value, expected in (("paper", False), ("True", True)):
+        out = tmp_path / value
+        assert run(*flags, "--init_weights", value, out=out)["init_weights"] == value
+        weights = load_file(out / "adapter_model.safetensors")
+        second = [weight.abs().max() for name, weight in weights.items() if name.endswith("fc2.weight")]
+        assert second and all((largest < 1e-6) == expected for largest in second)
+
+
 def test_training_learns(run):
     results = run(
         "--method", "full", "--learning_rate", "2e-3", "--max_train_steps", 30, "--per_device_train_batch_size", 6
@@ -190,6 +192,30 @@ def test_early_stopping_and_learning_rate_plateau(run, finetune, monkeypatch):
     assert sum(parameter.numel() for parameter in parameters) == results["trainable_parameters"]
 
 
+SCHEDULES = {
+    "constant_with_warmup": [0.5, 1, 1, 1, 1, 1],
+    "linear": [0.5, 1, 0.75, 0.5, 0.25, 0],
+    "cosine": [0.5, 1, 0.853553, 0.5, 0.146447, 0],
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rates_that_follow_the_steps(run, monkeypatch, name):
+    """The rates that the optimizer's steps leave, of which the last serves no step."""
+    rates = []
+
+    class Recorded(torch.optim.AdamW):
+        def zero_grad(self, set_to_none=True):
+            rates.append(self.param_groups[0]["lr"])
+            super().zero_grad(set_to_none)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    flags = ["--lr_scheduler_type", name, "--num_warmup_steps", 2, "--learning_rate", 1, "--max_train_steps", 6]
+    results = run("--method", "decoder", *flags)
+    assert results["lr_scheduler_type"] == name
+    assert rates == pytest.approx([0, *SCHEDULES[name][:-1]], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "flags, steps",
     [
@@ -246,6 +272,7 @@ def test_one_file_of_settings(finetune, base, shared_data, tmp_path, suffix):
 
 def test_the_papers_settings_are_the_default(finetune, tmp_path):
     args = finetune.parse_arguments(finetune.Arguments, ["--data_dir", "data", "--output_dir", str(tmp_path / "out")])
+    assert args.init_weights == "paper" and args.lr_scheduler_type == "reduce_lr_on_plateau"
     assert args.model_name_or_path == "CIDAS/clipseg-rd64-refined" and args.method == "dense"
     assert (args.learning_rate, args.weight_decay, args.max_grad_norm) == (1e-3, 1e-3, 0.5)
     assert (args.per_device_train_batch_size, args.num_train_epochs, args.seed) == (32, 200, 42)
@@ -332,6 +359,9 @@ FLAG_PROBLEMS = {
     "empty lora variant": (["--method", "lora", "--variant", "X"], "variant is 'X'"),
     "decoder variant": (["--method", "decoder", "--variant", "V"], "--variant V does nothing with --method decoder"),
     "full adapter_dim": (["--method", "full", "--adapter_dim", 3], "--adapter_dim 3 does nothing with --method full"),
+    "full init_weights": (["--method", "full", "--init_weights", "paper"], "--init_weights paper does nothing"),
+    "lora init_weights": (["--method", "lora", "--init_weights", "True"], "--init_weights True does nothing"),
+    "init_weights": (["--init_weights", "random"], "--init_weights"),
     "full train_decoder": (["--method", "full", "--train_decoder"], "--train_decoder"),
     "adapter_dim": (["--adapter_dim", 0], "--adapter_dim 0 must be above 0"),
     "image_size": (["--image_size", 30], "--image_size 30 must be a multiple of the model's patch size 8"),
@@ -346,6 +376,13 @@ FLAG_PROBLEMS = {
     "learning_rate inf": (["--learning_rate", "inf"], "--learning_rate inf must be finite"),
     "weight_decay": (["--weight_decay", "-1"], "--weight_decay -1.0 must not be negative"),
     "max_grad_norm": (["--max_grad_norm", 0], "--max_grad_norm 0.0 must be above 0"),
+    "scheduler": (["--lr_scheduler_type", "triangle"], "--lr_scheduler_type"),
+    "warm-up": (
+        ["--lr_scheduler_type", "linear", "--num_warmup_steps", -1],
+        "--num_warmup_steps -1 must not be negative",
+    ),
+    "idle warm-up": (["--num_warmup_steps", 3], "--num_warmup_steps 3 does nothing with"),
+    "constant warm-up": (["--lr_scheduler_type", "constant", "--num_warmup_steps", 3], "constant_with_warmup"),
     "seed": (["--seed", -1], "--seed -1 must lie between"),
     "unknown flag": (["--learning_rates", "1"], "unknown arguments: --learning_rates 1"),
     "no value": (["--seed"], "--seed"),
