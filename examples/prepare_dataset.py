@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
 from peft_vlsm.segmentation.annotations import SPLITS
+from peft_vlsm.segmentation.arguments import OneLineParser
 from peft_vlsm.segmentation.attributes import measure_attributes
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
 from peft_vlsm.segmentation.output_folder import write_beside
@@ -35,7 +35,8 @@ NOTICES = Path(__file__).parent / "notices"
 # Axes of a volume whose voxel indices grow to the right, to the front and to the top of the head.
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 # Neighbouring slices are nearly the same image: a block of them shares a split, and between blocks four are left out.
-SLICE_BLOCKS = (("train", 18), (None, 4), ("val", 4), (None, 4), ("test", 6), (None, 4))
+# The blocks are short, so that every split has slices of the whole head.
+SLICE_BLOCKS = (("train", 10), (None, 4), ("val", 3), (None, 4), ("test", 3), (None, 4))
 # A mask below this share of the image is left out.
 MINIMUM_MASK = 0.01
 TISSUE_NAMES = {
@@ -205,13 +206,6 @@ def annotate(sample: Sample, image: np.ndarray, mask: np.ndarray, number: int) -
         "sentences_num": 1,
         "prompts": compose_prompts(sample.class_names, attributes),
     }
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,7 +1,6 @@
 """The written data set is right, sound as an experiment, the same each time, and appears whole or not at all."""
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import failure_of, load_example, run_example
 from PIL import Image
 
 from peft_vlsm.segmentation.annotations import SPLITS, read_annotations
@@ -19,25 +19,15 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "prepare_dataset.py"
 FIELDS = {"bbox", "cat", "segment_id", "img_name", "mask_name", "sentences", "sentences_num", "prompts"}
 
-spec = importlib.util.spec_from_file_location("prepare_dataset", SCRIPT)
-prepare_dataset = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(prepare_dataset)
+prepare_dataset = load_example("prepare_dataset")
 
 
 def run(*arguments: object) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])
-        prepare_dataset.main()
+    run_example(prepare_dataset, *arguments)
 
 
 def fail(capsys, *arguments: object) -> str:
-    """Runs the script, which must exit with status 2 and one line on stderr; returns the line."""
-    with pytest.raises(SystemExit) as exit_:
-        run(*arguments)
-    captured = capsys.readouterr()
-    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert exit_.value.code == 2 and len(errors) == 1 and "Traceback" not in captured.err and captured.out == ""
-    return errors[0]
+    return failure_of(capsys, prepare_dataset, *arguments)
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -57,7 +47,7 @@ def rows(brain):
 
 
 def test_there_is_enough_of_each_class_to_train_and_to_test(rows):
-    for split, minimum in (("train", 150), ("val", 30), ("test", 40)):
+    for split, minimum in (("train", 120), ("val", 35), ("test", 35)):
         counts = np.bincount([row["cat"] for row in rows[split]], minlength=3)
         assert counts.shape == (3,) and counts.min() >= minimum, f"{split}: {counts}"
 
@@ -105,9 +95,9 @@ def test_masks_fit_their_images_and_boxes(brain, rows):
 
 
 def test_tissues_are_disjoint_parts_of_the_brain_and_white_is_brighter(brain):
-    image = read_mask(brain / "images" / "axial_090.png")
+    image = read_mask(brain / "images" / "axial_079.png")
     grey, white, whole = (
-        read_mask(brain / "masks" / f"axial_090_{tissue}.png") > 0
+        read_mask(brain / "masks" / f"axial_079_{tissue}.png") > 0
         for tissue in ("grey_matter", "white_matter", "brain")
     )
     assert not (grey & white).any() and not ((grey | white) & ~whole).any()
@@ -119,7 +109,7 @@ def test_slices_are_upright(brain):
     axial = read_mask(brain / "masks" / "axial_038_brain.png") > 0
     top, bottom = np.flatnonzero(axial.any(axis=1))[[0, -1]]
     assert not axial[top : top + 20, 98].any() and axial[bottom - 20, 98], "temporal poles in front, cerebellum behind"
-    coronal = read_mask(brain / "masks" / "coronal_110_brain.png") > 0
+    coronal = read_mask(brain / "masks" / "coronal_107_brain.png") > 0
     assert coronal[np.flatnonzero(coronal.any(axis=1))[-1], 98], "the brain stem is the lowest part"
     sagittal = read_mask(brain / "masks" / "sagittal_098_brain.png") > 0
     bottom = np.flatnonzero(sagittal.any(axis=1))[-1]
@@ -245,4 +235,6 @@ def test_bad_sample_is_named_and_nothing_is_written(capsys, photographs, tmp_pat
 
 
 def test_missing_raw_is_named(capsys, photographs, tmp_path):
-    assert "RAW nowhere is not a folder" in fail(capsys, "photographs", "nowhere", tmp_path / "out")
+    assert "RAW nowhere is not a folder" in failure_of(
+        capsys, prepare_dataset, "photographs", "nowhere", tmp_path / "out"
+    )
