@@ -1,6 +1,7 @@
 """Images, masks and prompts become the tensors that the model takes; damaged files are named."""
 
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -128,6 +129,14 @@ def test_a_cameras_preview_is_no_second_page(tmp_path):
     photograph, preview = Image.new("RGB", (8, 6), "white"), Image.new("RGB", (4, 3))
     photograph.save(tmp_path / "image.jpg", format="MPO", save_all=True, append_images=[preview])
     image = open_image(tmp_path / "image.jpg")
+    assert image.size == (8, 6) and image.getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_the_layers_of_a_psd_are_no_pages(tmp_path):
+    """Its frames are counted from 1, so that seeking to the first by 0 would end in an error."""
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 1, 6, 8, 8, 1)
+    (tmp_path / "image.psd").write_bytes(header + bytes(3 * 4 + 2) + b"\xff" * 48)
+    image = open_image(tmp_path / "image.psd")
     assert image.size == (8, 6) and image.getpixel((3, 3)) == (255, 255, 255)
 
 

@@ -112,10 +112,9 @@ def _check_mode(path: str | Path, image: Image.Image) -> None:
 
 
 def _check_pages(path: str | Path, image: Image.Image) -> None:
-    # The second picture of a camera's MPO file is its preview.
-    if image.format != "MPO" and len(list(islice(ImageSequence.Iterator(image), 2))) > 1:
+    # The further pictures of a camera's MPO file are previews, those of a PSD file layers of the first.
+    if image.format not in ("MPO", "PSD") and len(list(islice(ImageSequence.Iterator(image), 2))) > 1:
         raise InputError(f"{path} holds several pages or frames; save the one that counts as a file of its own")
-    image.seek(0)
 
 
 def _unreadable(path: str | Path, error: Exception) -> InputError:
