@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image, ImageDraw
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -133,6 +134,12 @@ def load_example(name: str) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def forget_accelerator() -> None:
+    """Each run of a script is a process of its own for users; accelerate keeps its state in the process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def run_example(module: ModuleType, *arguments: object) -> None:

@@ -4,8 +4,7 @@ import json
 import sys
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
-from builders import failure_of, load_example, run_example, write_dataset
+from builders import failure_of, forget_accelerator, load_example, run_example, write_dataset
 from PIL import Image
 
 demo = load_example("demo")
@@ -16,8 +15,7 @@ def in_this_process(monkeypatch):
     """Runs the scripts that the demo starts here, with a small data set in place of the brain's."""
 
     def run(script, *flags):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_accelerator()
         if script == "prepare_dataset.py":
             write_dataset(demo.Path(flags[1]), {"train": 20, "val": 3, "test": 3})
         else:

@@ -12,8 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from builders import load_example, read_rows, write_dataset, write_rows
+from builders import forget_accelerator, load_example, read_rows, write_dataset, write_rows
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -47,9 +46,7 @@ def run(finetune, base, shared_data, tmp_path, monkeypatch):
     """Runs the script in this process with flags; returns its results."""
 
     def run(*flags, data=shared_data, out=tmp_path / "out", model=base):
-        # Each run of the script is a process of its own; accelerate keeps its state in the process.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_accelerator()
         for handler in logging.getLogger("transformers").handlers:
             if type(handler) is logging.StreamHandler:
                 handler.setStream(sys.stderr)
