@@ -104,7 +104,11 @@ class Arguments:
         output = Path(self.output_dir)
         self._check("output_dir", not output.exists() or output.is_dir(), "is a file; name a folder")
         empty = not output.exists() or not any(output.iterdir())
-        self._check("output_dir", empty or self.overwrite_output_dir, "is not empty; add --overwrite_output_dir")
+        self._check(
+            "output_dir",
+            empty or self.overwrite_output_dir,
+            "is not empty; name another, or add --overwrite_output_dir",
+        )
         for name in ("data_dir", "model_name_or_path"):
             same = output.resolve() == Path(getattr(self, name)).resolve()
             self._check("output_dir", not same, f"is --{name}; name another folder")
