@@ -219,7 +219,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace what is there, once all is done")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUTPUT_DIR.partial")
     parser.add_argument("--evaluate", type=Path, metavar="DIR", help="measure the model in DIR; writes nothing")
-    parser.add_argument("--max_train_steps", type=int, default=11000)
+    parser.add_argument("--max_train_steps", type=int, default=10500)
     parser.add_argument("--batch_size", type=int, default=16, help="scenes per step")
     parser.add_argument("--prompts", type=int, default=4, help="prompts per scene")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="the highest one of the cycle")

@@ -22,7 +22,7 @@ COLOURS = {
 }
 BRIGHTNESSES = {"dark": (35, 35, 35), "gray": (125, 125, 125), "bright": (220, 220, 220)}
 # Half of an object's extent in pixels; the gaps between the ranges keep the words apart.
-SIZES = {"small": (8.5, 11.0), "medium": (13.5, 17.0), "large": (21.0, 26.0)}
+SIZES = {"small": (11.0, 13.0), "medium": (16.0, 19.0), "large": (23.0, 27.0)}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def _draw_shapes(rng: np.random.Generator, kind: str) -> Scene:
     canvas = background + texture(rng, channels=3 if kind == "colour" else 1)
     objects: list[SceneObject] = []
     placed: list[tuple[float, float, float]] = []
-    wanted = int(rng.integers(2, 6))
+    wanted = int(rng.integers(2, 5))
     while len(objects) < wanted:
         size = str(rng.choice(list(SIZES)))
         radius = rng.uniform(*SIZES[size])
