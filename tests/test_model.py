@@ -333,6 +333,15 @@ def test_an_adapter_of_the_other_type_is_refused():
         model.add_adapter("second", ShallowAdapterConfig())
 
 
+def test_a_shallow_target_that_takes_a_list_is_refused():
+    model = get_peft_model(tiny_clipseg(), ShallowAdapterConfig(target_modules=["decoder"], adapter_dim=4))
+    inputs = clipseg_inputs(model)
+    with pytest.raises(TypeError, match="CLIPSegDecoder got a (list|tuple); allowed: modules whose first"):
+        model(**inputs)
+    with model.disable_adapter():
+        model(**inputs)
+
+
 def test_two_kinds_of_shallow_adapter_on_one_module_are_refused():
     model = get_peft_model(tiny_clipseg(), ShallowAdapterConfig(target_modules=["text_projection"], adapter_dim=4))
     with pytest.raises(ValueError, match="an adapter of another kind stands on 'clip.text_projection'"):

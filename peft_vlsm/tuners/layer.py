@@ -197,6 +197,11 @@ class ShallowLayer(AdapterLayer):
     def _adapt_input(self, states: Any) -> Any:
         if isinstance(states, torch.Tensor):
             return self.adapt(states)
+        if "" in self.widths and not self.disable_adapters:
+            raise TypeError(
+                f"a Shallow adapter on {type(self.get_base_layer()).__name__} got a {type(states).__name__}; allowed: "
+                "modules whose first argument is a tensor."
+            )
         adapted = [
             self.adapt(state, self.state_slots[index]) if index in self.state_slots else state
             for index, state in enumerate(states)
