@@ -300,7 +300,7 @@ def main():
             "trainable_parameters": sum(parameter.numel() for parameter in trainable.values()),
             "total_parameters": sum(parameter.numel() for parameter in bare_model.parameters()),
             "train_steps": step,
-            "train_seconds": round(train_seconds, 1),
+            "train_seconds": round(train_seconds, 3),
             **asdict(args),
         }
         save_results(output_dir, results, draw_samples(bare_model, test_set, accelerator.device))
