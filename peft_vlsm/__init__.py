@@ -3,14 +3,17 @@
 Importing this package registers the two tuner types with peft.
 """
 
-from .architectures import enable_encoder_gradients
+from .architectures import Architecture, Encoder, enable_encoder_gradients, register_architecture
 from .tuners import DenseAdapterConfig, ShallowAdapterConfig, load_vlsm_adapter_checkpoint
 from .version import __version__
 
 __all__ = [
+    "Architecture",
     "DenseAdapterConfig",
+    "Encoder",
     "ShallowAdapterConfig",
     "__version__",
     "enable_encoder_gradients",
     "load_vlsm_adapter_checkpoint",
+    "register_architecture",
 ]

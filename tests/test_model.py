@@ -10,6 +10,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import nn
 
+import peft_vlsm.architectures
 from peft_vlsm import DenseAdapterConfig, ShallowAdapterConfig
 
 tuners = pytest.mark.parametrize("tuner", CONFIGS)
@@ -262,7 +263,6 @@ def test_one_config_serves_two_models(tuner):
     config = CONFIGS[tuner](variant="V", adapter_dim=4, layers="all")
     wide = tiny_clipseg(extract_layers=[0, 2, 5])
     first, second = get_peft_model(tiny_clipseg(), config), get_peft_model(wide, config)
-    assert config.resolved_modules is None
     counts = [len(model.peft_config["default"].resolved_modules["V"]) for model in (first, second)]
     assert counts == ([8, 12] if tuner == "dense" else [2, 3])
 
@@ -320,13 +320,6 @@ def test_deleting_the_last_adapter_leaves_the_base(tuner):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-@tuners
-def test_one_adapter_for_each_sample_is_refused(tuner):
-    model = adapt(tuner)
-    with pytest.raises(ValueError, match="adapter_names is .*allowed: None"):
-        model(**clipseg_inputs(model), adapter_names=["default", "__base__"])
-
-
 def test_an_adapter_of_the_other_type_is_refused():
     model = adapt("dense")
     with pytest.raises(ValueError, match="Cannot combine adapters with different peft types"):
@@ -334,12 +327,20 @@ def test_an_adapter_of_the_other_type_is_refused():
 
 
 def test_a_shallow_target_that_takes_a_list_is_refused():
-    model = get_peft_model(tiny_clipseg(), ShallowAdapterConfig(target_modules=["decoder"], adapter_dim=4))
-    inputs = clipseg_inputs(model)
-    with pytest.raises(TypeError, match="CLIPSegDecoder got a (list|tuple); allowed: modules whose first"):
-        model(**inputs)
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, states):
+            return self.head(sum(states))
+
+    model = get_peft_model(nn.Sequential(Sums()), ShallowAdapterConfig(target_modules=["0"], adapter_dim=4))
+    states = [torch.randn(2, 8)] * 3
+    with pytest.raises(TypeError, match="on Sums got a list; allowed: modules whose first argument is a tensor"):
+        model(states)
     with model.disable_adapter():
-        model(**inputs)
+        model(states)
 
 
 def test_two_kinds_of_shallow_adapter_on_one_module_are_refused():
@@ -369,5 +370,5 @@ def test_end_of_text_ids_of_both_kinds():
 
 
 def test_every_family_is_in_the_table():
-    assert {family.name for family in FAMILIES} == {"clipseg"}
+    assert [family.name for family in FAMILIES] == [family.model_type for family in peft_vlsm.architectures.FAMILIES]
     assert PeftConfig.from_peft_type(peft_type="VLSM_DENSE_ADAPTER", variant="C") == DenseAdapterConfig(variant="C")

@@ -15,12 +15,14 @@ CLIPSEG = Architecture(
         dense=("self_attn.out_proj", "mlp.fc2"),
         width="vision_config.hidden_size",
         after="clip.vision_model.post_layernorm",
+        inputs="clip.vision_model.pre_layrnorm",
     ),
     text=Encoder(
         layers="clip.text_model.encoder.layers",
         dense=("self_attn.out_proj", "mlp.fc2"),
         width="text_config.hidden_size",
         after="clip.text_model.final_layer_norm",
+        inputs="clip.text_model.embeddings",
     ),
     conditional="clip.text_projection",
     text_model="clip.text_model",
@@ -32,4 +34,8 @@ CLIPSEG = Architecture(
     outer_methods=("forward", "get_conditional_embeddings"),
     # transformers 4.57 calls `clip.vision_model` itself where 5.x calls `clip.get_image_features`.
     hidden_methods=("clip.get_image_features", "clip.get_text_features", "clip.vision_model.forward"),
+    masks="logits",
+    image_size=352,
+    image_mean=(0.485, 0.456, 0.406),
+    image_std=(0.229, 0.224, 0.225),
 )

@@ -2,10 +2,50 @@
 
 from torch import nn
 
+from .clip import CLIP
 from .clipseg import CLIPSEG
 from .declaration import Architecture
+from .groupvit import GROUPVIT
+from .metaclip_2 import METACLIP_2
+from .owlv2 import OWLV2
+from .owlvit import OWLVIT
+from .sam3 import SAM3
+from .siglip import SIGLIP
+from .siglip2 import SIGLIP2
 
-FAMILIES: tuple[Architecture, ...] = (CLIPSEG,)
+FAMILIES: tuple[Architecture, ...] = (
+    CLIPSEG,
+    SAM3,
+    GROUPVIT,
+    OWLVIT,
+    OWLV2,
+    CLIP,
+    SIGLIP,
+    SIGLIP2,
+    METACLIP_2,
+)
+_registered: dict[str, Architecture] = {}
+
+
+def register_architecture(architecture: Architecture) -> None:
+    """
+    Makes a declaration known, so that models of its `model_type` get adapters by `variant` alone.
+
+    A model loaded elsewhere needs the same call first; a declaration given in the adapter's config is saved with it.
+
+    Args:
+        architecture (`Architecture`): the declaration; replaces an earlier one of the same `model_type`.
+
+    Raises:
+        `ValueError`: if its `model_type` is one of a family that peft_vlsm declares.
+    """
+    known = [family.model_type for family in FAMILIES]
+    if architecture.model_type in known:
+        raise ValueError(
+            f"model_type is {architecture.model_type!r}, which peft_vlsm declares itself; allowed: other types, or "
+            "the field architecture of an adapter's config."
+        )
+    _registered[architecture.model_type] = architecture
 
 
 def architecture_of(model: nn.Module) -> Architecture | None:
@@ -18,7 +58,7 @@ def architecture_of(model: nn.Module) -> Architecture | None:
     Returns:
         `Architecture` or `None`: the declaration, None where the model belongs to no family.
     """
-    return next((family for family in FAMILIES if family.is_host(model)), None)
+    return next((family for family in (*_registered.values(), *FAMILIES) if family.is_host(model)), None)
 
 
 def hosts_of(model: nn.Module) -> list[tuple[nn.Module, Architecture]]:
@@ -29,4 +69,4 @@ def hosts_of(model: nn.Module) -> list[tuple[nn.Module, Architecture]]:
 
 def known_models() -> str:
     """The model classes of all families, for error messages."""
-    return ", ".join(family.model_class for family in FAMILIES)
+    return ", ".join(family.name for family in (*FAMILIES, *_registered.values()))

@@ -117,10 +117,13 @@ def enable_encoder_gradients(model: nn.Module) -> EncoderGradients:
     return lift_hosts(model)
 
 
-def lift_hosts(model: nn.Module) -> EncoderGradients:
-    """Lifts every known family's model inside `model`; where there is none the handle holds nothing."""
+def lift_hosts(model: nn.Module, declared: Architecture | None = None) -> EncoderGradients:
+    """Lifts each known family's model inside `model`, and `model` itself by `declared`; there may be none."""
+    hosts = [(host, family) for host, family in hosts_of(model) if declared is None or host is not model]
+    if declared is not None:
+        hosts.append((model, declared))
     lifts = []
-    for host, family in hosts_of(model):
+    for host, family in hosts:
         if family.hidden_methods:
             lift = _lift_of(host, family)
             lift.users += 1

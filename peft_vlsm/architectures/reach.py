@@ -9,21 +9,58 @@ from .declaration import Architecture, Encoder, config_value
 from .families import architecture_of, known_models
 
 
+def layer_names(encoder: Encoder, model: nn.Module) -> list[str]:
+    """
+    The names of an encoder's layers, in their order.
+
+    Args:
+        encoder (`Encoder`): its declaration.
+        model (`nn.Module`): the model.
+
+    Raises:
+        `ValueError`: if the model has no list of layers there.
+    """
+    lists = [""]
+    for part in encoder.layers.split("."):
+        if part == "*":
+            lists = [f"{path}.{index}" for path in lists for index, _ in enumerate(_layers_at(path, encoder, model))]
+        else:
+            lists = [f"{path}.{part}".removeprefix(".") for path in lists]
+    return [f"{path}.{index}" for path in lists for index, _ in enumerate(_layers_at(path, encoder, model))]
+
+
+def _layers_at(path: str, encoder: Encoder, model: nn.Module) -> nn.ModuleList | nn.Sequential:
+    module: nn.Module | None = model
+    for part in path.split("."):
+        module = dict(module.named_children()).get(part) if module is not None else None
+    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        found = "nothing" if module is None else f"a {type(module).__name__}"
+        raise ValueError(
+            f"the declaration says that layers are in {encoder.layers!r}, and {type(model).__name__} has {found} at "
+            f"{path!r}; allowed: an nn.ModuleList or nn.Sequential of transformer layers. A trunk of convolutions "
+            "(ResNet, ConvNeXt) has none."
+        )
+    return module
+
+
 def encoder_depth(encoder: Encoder, model: nn.Module) -> int:
     """How many layers an encoder of `model` has."""
-    layers = model.get_submodule(encoder.layers)
-    if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"'{encoder.layers}' is a {type(layers).__name__}; allowed: an nn.ModuleList of layers.")
-    return len(layers)
+    return len(layer_names(encoder, model))
 
 
 def extract_layers_of(family: Architecture, model: nn.Module) -> list[int]:
     """The vision layers whose hidden states the decoder is handed, in the order in which it is handed them."""
-    return [int(layer) for layer in config_value(model.config, family.extract_layers)]
+    if family.extract_layers is None:
+        assert family.vision is not None
+        return [encoder_depth(family.vision, model) - 1]
+    declared = family.extract_layers
+    layers = config_value(model.config, declared) if isinstance(declared, str) else declared
+    return [int(layer) for layer in layers]
 
 
 def reached_vision_layers(family: Architecture, model: nn.Module) -> int:
     """How many vision layers, counted from the first, reach a text-prompted mask."""
+    assert family.vision is not None
     return min(encoder_depth(family.vision, model), max(extract_layers_of(family, model)) + 1)
 
 
@@ -45,9 +82,9 @@ def unreached_parameters(model: nn.Module) -> set[str]:
     family = architecture_of(model)
     if family is None:
         raise ValueError(f"model is a {type(model).__name__}; allowed: {known_models()}.")
-    reached = reached_vision_layers(family, model)
-    depth = encoder_depth(family.vision, model)
-    places = [*family.unreached, *(f"{family.vision.layers}.{layer}" for layer in range(reached, depth))]
+    places = list(family.unreached)
+    if family.vision is not None:
+        places += layer_names(family.vision, model)[reached_vision_layers(family, model) :]
     return {
         name
         for name, _ in model.named_parameters()

@@ -2,8 +2,9 @@
 
 from .checkpoints import load_vlsm_adapter_checkpoint
 from .config import DenseAdapterConfig, ShallowAdapterConfig
-from .model import DenseAdapterModel, ShallowAdapterModel
+from .dense import DenseAdapterModel
 from .registration import DENSE_NAME, SHALLOW_NAME, register
+from .shallow import ShallowAdapterModel
 
 __all__ = [
     "DenseAdapterConfig",

@@ -122,9 +122,7 @@ def paper_parameters(tuner: VLSMAdapterModel, adapter_name: str) -> dict[str, to
     places = config.resolved_modules or {}
     if TARGETS in places:
         raise ValueError("the adapter has target_modules; allowed: one with a variant, as the paper's code has.")
-    slots = (
-        _shallow_slots(family, places) if isinstance(config, ShallowAdapterConfig) else _dense_slots(family, places)
-    )
+    slots = _shallow_slots(places) if isinstance(config, ShallowAdapterConfig) else _dense_slots(family, places)
     wanted: dict[str, torch.nn.Parameter] = {}
     for name, (module, slot) in slots.items():
         layer = tuner.model.get_submodule(module)
@@ -135,22 +133,23 @@ def paper_parameters(tuner: VLSMAdapterModel, adapter_name: str) -> dict[str, to
     return wanted
 
 
-def _conditional_slots(family: Architecture, places: Mapping[str, list[str]]) -> dict[str, tuple[str, str]]:
-    return {"cond_adapter": (family.conditional, "")} if "C" in places else {}
+def _conditional_slots(places: Mapping[str, list[str]]) -> dict[str, tuple[str, str]]:
+    return {"cond_adapter": (places["C"][0], "")} if places.get("C") else {}
 
 
 def _dense_slots(family: Architecture, places: Mapping[str, list[str]]) -> dict[str, tuple[str, str]]:
-    slots = _conditional_slots(family, places)
+    slots = _conditional_slots(places)
     for letter, encoder in (("V", family.vision), ("L", family.text)):
         for module in places.get(letter, ()):
+            assert encoder is not None
             layer, _, part = module.removeprefix(f"{encoder.layers}.").partition(".")
             kind = "attn" if part == encoder.dense[0] else "out"
             slots[f"{letter.lower()}_{kind}_adapters.{layer}"] = (module, "")
     return slots
 
 
-def _shallow_slots(family: Architecture, places: Mapping[str, list[str]]) -> dict[str, tuple[str, str]]:
-    slots = _conditional_slots(family, places)
+def _shallow_slots(places: Mapping[str, list[str]]) -> dict[str, tuple[str, str]]:
+    slots = _conditional_slots(places)
     for letter, name, slot_of in (("V", "vision", vision_slot), ("L", "text", text_slot)):
         for index, place in enumerate(places.get(letter, ())):
             module, _, layer = place.partition("@")

@@ -1,16 +1,22 @@
 """The fields of Dense and Shallow adapters, checked once when a configuration is made."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
+from transformers.activations import ACT2FN
 
+from ..architectures.declaration import Architecture
 from ..version import __version__
+from .bottleneck import why_not
 from .registration import DENSE_NAME, SHALLOW_NAME
 
 VARIANT_LETTERS = "VLC"
+# Beyond it a fresh adapter's change could exceed 1e-4 in float16.
+LARGEST_SCALING = 1000
 
 
 @dataclass
@@ -32,6 +38,19 @@ class VLSMAdapterConfig(PeftConfig):
         init_weights (`bool` or `str`, defaults to `True`):
             `True`: a fresh adapter does not change the output (at most 1e-4) and trains in float32, bfloat16, float16
             and under autocast; `"paper"`: `nn.Linear`'s own initialisation; `False`: random, for tests.
+        activation (`str`, defaults to `"relu"`):
+            the function between the block's two linear layers, by its name in transformers' `ACT2FN`.
+        output_activation (`bool`, defaults to `True`):
+            whether the same function stands after the second layer too, as in the paper. It must be zero and rising
+            at zero then.
+        dropout (`float`, defaults to 0.0): the share of a bottleneck's features that training sets to zero.
+        scaling (`float` or `"learned"`, defaults to 1.0):
+            what an adapter's change is multiplied by; `"learned"`: a number for each adapter, trained from 1 on.
+        adapter_dim_pattern (`dict[str, int]`, *optional*):
+            widths of the bottleneck that differ from `adapter_dim`, by names of modules or regular expressions, like
+            LoRA's `rank_pattern`.
+        reduction_factor (`float`, *optional*):
+            instead of `adapter_dim`: how many times narrower than the hidden state the bottleneck is.
         target_modules (`str` or `list[str]`, *optional*):
             names of modules, or a regular expression, as in peft. They replace the family's declaration and work on
             any torch model: Dense adapts the output of these modules, Shallow their input.
@@ -42,6 +61,9 @@ class VLSMAdapterConfig(PeftConfig):
             name of the module list that `layers_to_transform` counts in, for example `"layers"`.
         modules_to_save (`list[str]`, *optional*):
             modules that are trained and saved along with the adapter, for example `["decoder"]`.
+        architecture (`Architecture` or `dict`, *optional*):
+            the model's declaration, for a model of no family that peft_vlsm knows, or other places in one that it
+            does. Saved with the adapter, so that loading needs nothing else.
         text_residual (`bool`, *optional*):
             Shallow with L only: whether the tapped text states themselves are added to the conditional embedding, as
             the paper's code does, and not only what the adapters make of them. None means yes for
@@ -60,6 +82,16 @@ class VLSMAdapterConfig(PeftConfig):
     cond_adapter_dim: int = field(default=256, metadata={"help": "Width of the bottleneck of C."})
     layers: str | list[int] | None = field(default=None, metadata={"help": "'paper', 'all' or layer indices."})
     init_weights: bool | str = field(default=True, metadata={"help": "True, 'paper' or False."})
+    activation: str = field(default="relu", metadata={"help": "A name in transformers' ACT2FN."})
+    output_activation: bool = field(default=True, metadata={"help": "Whether it stands after the second layer too."})
+    dropout: float = field(default=0.0, metadata={"help": "Share of the bottleneck's features set to zero."})
+    scaling: float | str = field(default=1.0, metadata={"help": "What the change is multiplied by, or 'learned'."})
+    adapter_dim_pattern: dict[str, int] | None = field(
+        default=None, metadata={"help": "Widths by names of modules or regular expressions."}
+    )
+    reduction_factor: float | None = field(
+        default=None, metadata={"help": "Instead of adapter_dim: hidden size divided by the width."}
+    )
     target_modules: str | list[str] | set[str] | None = field(
         default=None, metadata={"help": "Module names or a regular expression, instead of the family's declaration."}
     )
@@ -75,6 +107,9 @@ class VLSMAdapterConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules trained and saved along with the adapter."}
     )
+    architecture: Architecture | dict | None = field(
+        default=None, metadata={"help": "The model's declaration, for a model of no known family."}
+    )
     plugin_version: str | None = field(default=None, metadata={"help": "Version of peft_vlsm; filled in."})
     resolved_modules: dict[str, list[str]] | None = field(
         default=None, metadata={"help": "Where the adapter stands; filled in."}
@@ -82,7 +117,11 @@ class VLSMAdapterConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # No field: whether resolved_modules were found here, and not read from a saved adapter.
+        self.filled_in = False
         self.plugin_version = self.plugin_version or __version__
+        if isinstance(self.architecture, dict):
+            self.architecture = Architecture.from_dict(self.architecture)
         self._check_numbers()
         self._check_modules()
         if isinstance(self.target_modules, list):
@@ -101,6 +140,59 @@ class VLSMAdapterConfig(PeftConfig):
         if not isinstance(self.init_weights, bool) and self.init_weights != "paper":
             raise ValueError(f"init_weights is {self.init_weights!r}; allowed: True, False or 'paper'.")
 
+        self._check_block()
+        if self.architecture is not None and not isinstance(self.architecture, Architecture):
+            raise ValueError(f"architecture is {self.architecture!r}; allowed: an Architecture, or its fields.")
+
+    def _check_block(self) -> None:
+        if self.activation not in ACT2FN:
+            raise ValueError(f"activation is {self.activation!r}; allowed: {', '.join(sorted(ACT2FN))}.")
+        if not isinstance(self.output_activation, bool):
+            raise ValueError(f"output_activation is {self.output_activation!r}; allowed: True or False.")
+        reason = why_not(self.activation, self.output_activation)
+        if reason is not None:
+            allowed = [name for name in sorted(ACT2FN) if why_not(name, self.output_activation) is None]
+            raise ValueError(f"activation is {self.activation!r}, which {reason}; allowed: {', '.join(allowed)}.")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout!r}; allowed: a number from 0 to below 1.")
+        if self.scaling != "learned" and not (_is_number(self.scaling) and 0 < float(self.scaling) <= LARGEST_SCALING):
+            raise ValueError(
+                f"scaling is {self.scaling!r}; allowed: a number above 0 and up to {LARGEST_SCALING}, or 'learned'."
+            )
+        if self.reduction_factor is not None:
+            if not _is_number(self.reduction_factor) or self.reduction_factor < 1:
+                raise ValueError(f"reduction_factor is {self.reduction_factor!r}; allowed: a number from 1.")
+            default = type(self).__dataclass_fields__["adapter_dim"].default
+            if self.adapter_dim != default:
+                raise ValueError(
+                    f"reduction_factor is {self.reduction_factor!r} beside adapter_dim {self.adapter_dim}; allowed: "
+                    "one of both."
+                )
+        pattern = self.adapter_dim_pattern
+        if pattern is not None:
+            if not isinstance(pattern, dict) or not all(_is_index(width) and width for width in pattern.values()):
+                raise ValueError(f"adapter_dim_pattern is {pattern!r}; allowed: names or patterns with a width each.")
+            for name in pattern:
+                _check_names("adapter_dim_pattern", name, "regular expressions or names of modules")
+
+    def width_at(self, module: str, hidden_size: int, conditional: bool = False) -> int:
+        """
+        The width of the bottleneck at a module.
+
+        Args:
+            module (`str`): the module's name.
+            hidden_size (`int`): the size of what is adapted there.
+            conditional (`bool`, defaults to `False`): whether it is the conditional embedding that C adapts.
+        """
+        for pattern, width in (self.adapter_dim_pattern or {}).items():
+            if matches_pattern(pattern, module):
+                return width
+        if conditional:
+            return self.cond_adapter_dim
+        if self.reduction_factor is not None:
+            return max(1, int(hidden_size // self.reduction_factor))
+        return self.adapter_dim
+
     def _check_modules(self) -> None:
         for name in ("target_modules", "exclude_modules"):
             _check_names(name, getattr(self, name), "a regular expression or a non-empty list of module names")
@@ -116,7 +208,7 @@ class VLSMAdapterConfig(PeftConfig):
                         "target_modules, or layers instead."
                     )
             return
-        for name, default in (("variant", None), ("layers", None), ("cond_adapter_dim", 256)):
+        for name, default in (("variant", None), ("layers", None), ("cond_adapter_dim", 256), ("architecture", None)):
             if getattr(self, name) != default:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r} beside target_modules, which replace it; allowed: one of both."
@@ -176,6 +268,15 @@ class ShallowAdapterConfig(VLSMAdapterConfig):
             raise ValueError(
                 f"text_residual is {self.text_residual!r} beside variant {self.variant!r}; allowed: with L."
             )
+
+
+def matches_pattern(pattern: str, module: str) -> bool:
+    """Whether a key of `adapter_dim_pattern` names a module: as its end, or as a regular expression for its end."""
+    return re.match(rf"(?:.*\.)?(?:{pattern})$", module) is not None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_index(value: object) -> bool:

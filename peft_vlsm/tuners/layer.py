@@ -13,9 +13,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from .bottleneck import bottleneck_change, new_bottleneck
+from .bottleneck import Bottleneck
 from .config import VLSMAdapterConfig
+from .sample_adapters import Samples, rows_of_adapters
 from .text_states import TextStates
+from .widths import told_width
 
 NOT_MERGEABLE = (
     "VLSM adapters cannot be merged into the base model: a bottleneck with activations is no change of its weights. "
@@ -37,10 +39,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.widths: dict[str, int] = {}
+        self.blocks: dict[str, Bottleneck] = {}
         self.adapter_layer_names = ()
         self._disable_adapters = False
         self._active_adapter = []
         self.merged_adapters = []
+        sequence_first = isinstance(base_layer, nn.MultiheadAttention) and not base_layer.batch_first
+        self.samples = Samples(batch_axis=1 if sequence_first else 0)
         self.train(base_layer.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -52,9 +57,22 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 raise
             return getattr(self.base_layer, name)
 
+    @property
+    def in_features(self) -> int | None:
+        """Size of what the wrapped module takes, as peft's layers tell it; None where it does not tell."""
+        return told_width(self.get_base_layer(), "input")
+
+    @property
+    def out_features(self) -> int | None:
+        """Size of what the wrapped module gives, as peft's layers tell it; None where it does not tell."""
+        return told_width(self.get_base_layer(), "output")
+
     def _linear_names(self, slot: str) -> tuple[str, str]:
         stem = f"{self.prefix}{slot}_" if slot else self.prefix
         return f"{stem}fc1", f"{stem}fc2"
+
+    def _scale_name(self, slot: str) -> str:
+        return f"{self.prefix}{slot}_scale" if slot else f"{self.prefix}scale"
 
     def _linears(self, slot: str) -> list[nn.ModuleDict]:
         return [getattr(self, name) for name in self._linear_names(slot)]
@@ -72,7 +90,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.widths[slot] = width
         for name in self._linear_names(slot):
             self.add_module(name, nn.ModuleDict())
-        self.adapter_layer_names = (*self.adapter_layer_names, *self._linear_names(slot))
+        self.add_module(self._scale_name(slot), nn.ParameterDict())
+        self.adapter_layer_names = (*self.adapter_layer_names, *self._linear_names(slot), self._scale_name(slot))
 
     def update_layer(self, adapter_name: str, slot: str, adapter_dim: int, config: VLSMAdapterConfig) -> None:
         """
@@ -82,11 +101,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             adapter_name (`str`): the adapter that it belongs to.
             slot (`str`): the slot, made by [`~AdapterLayer.add_slot`].
             adapter_dim (`int`): size of the bottleneck.
-            config (`VLSMAdapterConfig`): tells `init_weights` and `inference_mode`.
+            config (`VLSMAdapterConfig`): tells how the block computes, `init_weights` and `inference_mode`.
         """
-        linears = new_bottleneck(self.widths[slot], adapter_dim, config.init_weights)
+        block = Bottleneck(config.activation, config.output_activation, config.dropout, config.scaling)
+        self.blocks[adapter_name] = block
+        linears = block.new_linears(self.widths[slot], adapter_dim, config.init_weights)
         for linears_of_slot, linear in zip(self._linears(slot), linears, strict=True):
             linears_of_slot[adapter_name] = linear
+        if block.scaling == "learned":
+            getattr(self, self._scale_name(slot))[adapter_name] = nn.Parameter(torch.ones(1))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -129,17 +152,43 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 f"shape {tuple(hidden_state.shape)}; allowed: {self.widths[slot]} features in the last dimension."
             )
         fc1, fc2 = self.linears_of(adapter_name, slot)
+        block, learned = self.blocks[adapter_name], getattr(self, self._scale_name(slot))
+        scale = learned[adapter_name] if adapter_name in learned else block.initial_scale
         cast = self._cast_input_dtype(hidden_state, fc1.weight.dtype)
-        return bottleneck_change(cast, fc1, fc2).to(hidden_state.dtype)
+        return block.change(cast, fc1, fc2, scale, self.training).to(hidden_state.dtype)
+
+    def adapters_of(self, hidden_state: torch.Tensor) -> list[tuple[str, torch.Tensor | None]]:
+        """The adapters that act on a tensor, in their order, each with its rows of the batch (None for all)."""
+        if self.disable_adapters:
+            return []
+        if self.samples.adapter_names is None:
+            return [(adapter_name, None) for adapter_name in self.active_adapters]
+        return list(rows_of_adapters(self.samples, hidden_state))
+
+    def add_change(
+        self,
+        hidden_state: torch.Tensor,
+        adapter_name: str,
+        slot: str = "",
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """A tensor with what one adapter adds to it, or to these rows of its batch alone."""
+        if rows is None:
+            return hidden_state + self.change(hidden_state, adapter_name, slot)
+        axis = self.samples.batch_axis
+        change = self.change(hidden_state.index_select(axis, rows), adapter_name, slot)
+        return hidden_state.index_add(axis, rows, change)
 
     def adapt(self, hidden_state: torch.Tensor, slot: str = "") -> torch.Tensor:
         """Puts a tensor through the active adapters of a slot, in their order; shape and dtype stay."""
-        if self.disable_adapters:
-            return hidden_state
-        for adapter_name in self.active_adapters:
+        for adapter_name, rows in self.adapters_of(hidden_state):
             if self.has_adapter(adapter_name, slot):
-                hidden_state = hidden_state + self.change(hidden_state, adapter_name, slot)
+                hidden_state = self.add_change(hidden_state, adapter_name, slot, rows)
         return hidden_state
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.blocks.pop(adapter_name, None)
 
     def release(self) -> None:
         """Takes away what this layer put into other modules; called when it leaves the model."""
@@ -185,8 +234,9 @@ class ShallowLayer(AdapterLayer):
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        # Which slot adapts which element of a list of hidden states.
+        # Which slot adapts which element of a list of hidden states, and on which axis their features are.
         self.state_slots: dict[int, str] = {}
+        self.state_axis = -1
         self.input_name = next(iter(inspect.signature(base_layer.forward).parameters))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -196,17 +246,23 @@ class ShallowLayer(AdapterLayer):
 
     def _adapt_input(self, states: Any) -> Any:
         if isinstance(states, torch.Tensor):
-            return self.adapt(states)
+            return self._adapt_state(states, self.state_slots.get(0, ""))
         if "" in self.widths and not self.disable_adapters:
             raise TypeError(
                 f"a Shallow adapter on {type(self.get_base_layer()).__name__} got a {type(states).__name__}; allowed: "
                 "modules whose first argument is a tensor."
             )
         adapted = [
-            self.adapt(state, self.state_slots[index]) if index in self.state_slots else state
+            self._adapt_state(state, self.state_slots[index]) if index in self.state_slots else state
             for index, state in enumerate(states)
         ]
         return type(states)(adapted)
+
+    def _adapt_state(self, state: torch.Tensor, slot: str) -> torch.Tensor:
+        if self.state_axis == -1:
+            # The very tensor where nothing is adapted: attention asks whether query and key are the same one.
+            return self.adapt(state, slot)
+        return self.adapt(state.movedim(self.state_axis, -1), slot).movedim(-1, self.state_axis)
 
 
 class ShallowConditional(ShallowLayer):
@@ -227,16 +283,17 @@ class ShallowConditional(ShallowLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         embedding = self.base_layer(*args, **kwargs)
-        if self.disable_adapters:
-            return embedding
-        for adapter_name in self.active_adapters:
+        for adapter_name, rows in self.adapters_of(embedding):
             if self.has_adapter(adapter_name):
-                embedding = embedding + self.change(embedding, adapter_name)
+                embedding = self.add_change(embedding, adapter_name, rows=rows)
             for layer in self.text_layers.get(adapter_name, ()):
                 assert self.text_states is not None
                 state = self.text_states.state_after(layer)
+                if rows is not None:
+                    state = state.index_select(0, rows)
                 added = self.change(state, adapter_name, text_slot(layer))
-                embedding = embedding + (state + added if self.text_residual[adapter_name] else added)
+                added = state + added if self.text_residual[adapter_name] else added
+                embedding = embedding + added if rows is None else embedding.index_add(0, rows, added)
         return embedding
 
     def release(self) -> None:

@@ -1,33 +1,27 @@
-"""The two tuners: they put Dense and Shallow adapters into a model, through peft's own machinery."""
+"""What both tuners share: they put adapters into a model, through peft's own machinery."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from ..architectures.declaration import Architecture, config_value
+from ..architectures.checkpointing import require_input_gradients
+from ..architectures.declaration import Architecture
 from ..architectures.families import architecture_of, known_models
 from ..architectures.gradients import EncoderGradients, lift_hosts
-from ..architectures.placement import Placement, dense_placement, shallow_placement
-from ..architectures.reach import extract_layers_of
-from .config import VLSMAdapterConfig
-from .layer import (
-    NOT_MERGEABLE,
-    AdapterLayer,
-    DenseLayer,
-    ShallowConditional,
-    ShallowLayer,
-    text_slot,
-    vision_slot,
-)
+from ..architectures.placement import Placement
+from .average import add_average
+from .config import VLSMAdapterConfig, matches_pattern
+from .layer import NOT_MERGEABLE, AdapterLayer
+from .sample_adapters import sample_adapters
 from .targets import (
     RECORD_KEYS,
     TARGETS,
-    WRAPPED,
     is_excluded,
     is_target,
     lies_in,
@@ -36,13 +30,11 @@ from .targets import (
     wrapped_module,
     wrapped_modules,
 )
-from .text_states import TextStates
-from .widths import width_of
 
 
 class VLSMAdapterModel(BaseTuner):
     """
-    What both tuners share: where an adapter goes is settled before anything is changed, and recorded in its config.
+    Where an adapter goes is settled before anything is changed, and recorded in its config.
 
     Args:
         model (`nn.Module`): the base model.
@@ -54,26 +46,35 @@ class VLSMAdapterModel(BaseTuner):
 
     target_module_mapping: dict[str, list[str]] = {}
     encoder_gradients: EncoderGradients | None
+    input_gradients: list[RemovableHandle]
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         self.encoder_gradients = None
+        self.input_gradients = []
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         return peft_config
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Settles where the adapter goes, then lets peft put it there; see [`~peft.tuners.tuners_utils.BaseTuner`]."""
-        # The caller's own config stays as it is: the record of places belongs to this model alone.
-        config: Any = copy.copy(self.peft_config[adapter_name])
-        self.peft_config[adapter_name] = config
-        config.modules_to_save = self._resolved_modules_to_save(config, model)
-        config.resolved_modules = self._resolved_places(config, model)
+        config: Any = self.peft_config[adapter_name]
+        found = copy.copy(config)
+        found.modules_to_save = self._resolved_modules_to_save(found, model)
+        found.resolved_modules = self._resolved_places(found, model)
+        if config.filled_in and config.resolved_modules != found.resolved_modules:
+            # Another model's adapter has this very config, with places of its own.
+            config = found
+            self.peft_config[adapter_name] = config
+        config.filled_in = config.filled_in or config.resolved_modules is None
+        for name in ("target_modules", "modules_to_save", "resolved_modules"):
+            setattr(config, name, getattr(found, name))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if self.encoder_gradients is None:
-            self.encoder_gradients = lift_hosts(model)
+            self.encoder_gradients = lift_hosts(model, config.architecture)
+            self.input_gradients = require_input_gradients(model, family_of(config, model))
 
     def _resolved_places(self, config: VLSMAdapterConfig, model: nn.Module) -> Placement | None:
-        if config.resolved_modules is not None:
+        if config.resolved_modules is not None and not config.filled_in:
             unknown = sorted(set(config.resolved_modules) - set(RECORD_KEYS))
             if unknown:
                 raise ValueError(
@@ -93,11 +94,11 @@ class VLSMAdapterModel(BaseTuner):
         return places
 
     def _family_places(self, config: VLSMAdapterConfig, model: nn.Module) -> Placement:
-        family = architecture_of(model)
+        family = family_of(config, model)
         if family is None:
             raise ValueError(
                 f"target_modules is None, and {type(model).__name__} belongs to no family that peft_vlsm knows; "
-                f"allowed: models of {known_models()}, or any other model with target_modules."
+                f"allowed: models of {known_models()}, or any other model with target_modules or an architecture."
             )
         places = {
             letter: [place for place in entries if not is_excluded(config, wrapped_module(place))]
@@ -128,6 +129,14 @@ class VLSMAdapterModel(BaseTuner):
                         f"modules_to_save has {entry!r}, which contains {wrapped_module(place)!r} where an adapter "
                         "stands; allowed: modules without adapters, or adapters elsewhere."
                     )
+
+        adapted = [place.rpartition("@")[2] for entries in places.values() for place in entries]
+        for pattern in config.adapter_dim_pattern or {}:
+            if not any(matches_pattern(pattern, name) for name in adapted):
+                raise ValueError(
+                    f"adapter_dim_pattern has {pattern!r}, which matches no module that is adapted; allowed: patterns "
+                    f"for names such as {adapted[0]!r}."
+                )
 
     def _resolved_modules_to_save(self, config: VLSMAdapterConfig, model: nn.Module) -> list[str] | None:
         """`modules_to_save` as this model names them; each must be there, since peft passes over unknown names."""
@@ -172,6 +181,10 @@ class VLSMAdapterModel(BaseTuner):
             layer = layer_cls(target)
             self._replace_module(parent, target_name, layer, target)
         for letter, place in places:
+            family = family_of(peft_config, self.model)
+            encoder = None if family is None or letter == TARGETS else family.encoder_of(letter)
+            if encoder is not None:
+                layer.samples.batch_axis, layer.samples.folded = encoder.batch_axis, encoder.folded
             self._fill(layer, adapter_name, peft_config, letter, place)
 
     def _layer_class(self, places: list[tuple[str, str]]) -> type[AdapterLayer]:
@@ -190,18 +203,15 @@ class VLSMAdapterModel(BaseTuner):
         # peft's own would also cast a module to save inside a wrapped decoder, away from its input's dtype.
         for layer in self._layers().values():
             for name in layer.adapter_layer_names:
-                linears = getattr(layer, name)
-                if adapter_name in linears and linears[adapter_name].weight.dtype in (torch.float16, torch.bfloat16):
-                    linears[adapter_name].float()
+                for part, parameter in getattr(layer, name).named_parameters():
+                    if part.partition(".")[0] == adapter_name and parameter.dtype in (torch.float16, torch.bfloat16):
+                        parameter.data = parameter.data.float()
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                f"adapter_names is {kwargs['adapter_names']!r}, one adapter for each sample, which VLSM adapters do "
-                "not offer; allowed: None, with set_adapter before the forward."
-            )
-        yield
+        layers = list(self._layers().values())
+        with sample_adapters(self, layers, kwargs.get("adapter_names"), list(self.peft_config)):
+            yield
 
     def _layers(self) -> dict[str, AdapterLayer]:
         return {name: module for name, module in self.model.named_modules() if isinstance(module, AdapterLayer)}
@@ -229,107 +239,38 @@ class VLSMAdapterModel(BaseTuner):
         if not self.peft_config:
             self._release([])
 
+    def add_weighted_adapter(
+        self, adapters: Sequence[str], weights: Sequence[float] | None, adapter_name: str
+    ) -> None:
+        """
+        Adds the weighted average of adapters of one shape as a new adapter, which is not active yet.
+
+        Args:
+            adapters (`Sequence[str]`): names of adapters that stand in the same places with the same widths.
+            weights (`Sequence[float]`, *optional*): a weight for each, divided by their sum; None weighs all alike.
+            adapter_name (`str`): the name of the new adapter.
+
+        Raises:
+            `ValueError`: for unknown names, weights that give no average, or adapters of different shapes.
+        """
+        add_average(self, adapters, weights, adapter_name)
+
     def _release(self, layers: list[AdapterLayer]) -> None:
         for layer in layers:
             layer.release()
         if self.encoder_gradients is not None:
             self.encoder_gradients.remove()
             self.encoder_gradients = None
+        for handle in self.input_gradients:
+            handle.remove()
+        self.input_gradients = []
 
 
-class DenseAdapterModel(VLSMAdapterModel):
-    """
-    Puts Dense adapters into a model: bottlenecks on the output of self-attention and of the MLP of each encoder layer
-    (VLSM-Adapter, arXiv 2405.06196, section 3). Made by `get_peft_model(model, DenseAdapterConfig(...))`.
-    """
-
-    prefix = DenseLayer.prefix
-    tuner_layer_cls = DenseLayer
-
-    def _placement(self, family: Architecture, model: nn.Module, config: Any) -> Placement:
-        return dense_placement(family, model, config.variant, config.layers)
-
-    def _layer_class(self, places: list[tuple[str, str]]) -> type[AdapterLayer]:
-        return DenseLayer
-
-    def _fill(self, layer: AdapterLayer, adapter_name: str, config: Any, letter: str, place: str) -> None:
-        layer.add_slot("", width_of(layer.base_layer, "output"))
-        layer.update_layer(adapter_name, "", config.cond_adapter_dim if letter == "C" else config.adapter_dim, config)
+def config_of(model: nn.Module) -> Any:
+    """The model's own config, which paths like `vision_config.hidden_size` start from."""
+    return model.config
 
 
-class ShallowAdapterModel(VLSMAdapterModel):
-    """
-    Puts Shallow adapters into a model: bottlenecks on the hidden states handed to the decoder (VLSM-Adapter, arXiv
-    2405.06196, section 3). Made by `get_peft_model(model, ShallowAdapterConfig(...))`.
-    """
-
-    prefix = ShallowLayer.prefix
-    tuner_layer_cls = ShallowLayer
-
-    def _placement(self, family: Architecture, model: nn.Module, config: Any) -> Placement:
-        places = shallow_placement(family, model, config.variant, config.layers)
-        if any(lies_in(entry, family.decoder) for entry in config.modules_to_save or ()):
-            places[WRAPPED] = [family.decoder]
-        return places
-
-    def _resolved_modules_to_save(self, config: VLSMAdapterConfig, model: nn.Module) -> list[str] | None:
-        """
-        The decoder's adapters stand around it, so what is trained and saved of it lies inside that wrapper, also for
-        an adapter without V: its saved keys must not depend on what other adapters the model has.
-        """
-        entries = super()._resolved_modules_to_save(config, model)
-        family = architecture_of(model)
-        if not entries or family is None or config.target_modules is not None:
-            return entries
-        inside = f"{family.decoder}.base_layer"
-        resolved = [
-            inside + entry.removeprefix(family.decoder)
-            if lies_in(entry, family.decoder) and not lies_in(entry, inside)
-            else entry
-            for entry in entries
-        ]
-        decoder = model.get_submodule(family.decoder)
-        parts = [
-            name for name, _ in (decoder.base_layer if isinstance(decoder, AdapterLayer) else decoder).named_children()
-        ]
-        for entry in entries:
-            # peft takes a module right inside a tuner layer's own for a part of an adapter.
-            if any(f"{family.decoder}.{part}".endswith(without_base_layer(entry)) for part in parts):
-                raise ValueError(
-                    f"modules_to_save has {entry!r}, a part of {family.decoder!r} that Shallow adapters stand around; "
-                    f"allowed: {family.decoder!r} as a whole, or modules further inside."
-                )
-        return resolved
-
-    def _layer_class(self, places: list[tuple[str, str]]) -> type[AdapterLayer]:
-        standing_on_text = {letter for letter, _ in places} & {"L", "C"}
-        return ShallowConditional if standing_on_text else ShallowLayer
-
-    def _fill(self, layer: AdapterLayer, adapter_name: str, config: Any, letter: str, place: str) -> None:
-        if letter == WRAPPED:
-            return
-        if letter == TARGETS:
-            layer.add_slot("", width_of(layer.base_layer, "input"))
-            layer.update_layer(adapter_name, "", config.adapter_dim, config)
-            return
-        family = architecture_of(self.model)
-        assert family is not None and isinstance(layer, ShallowLayer)
-        encoder_layer = int(place.rpartition(".")[2]) if "@" in place else None
-        if letter == "V" and encoder_layer is not None:
-            slot = vision_slot(encoder_layer)
-            layer.add_slot(slot, config_value(self.model.config, family.vision.width))
-            layer.state_slots[extract_layers_of(family, self.model).index(encoder_layer)] = slot
-            layer.update_layer(adapter_name, slot, config.adapter_dim, config)
-            return
-        assert isinstance(layer, ShallowConditional)
-        if encoder_layer is None:
-            layer.add_slot("", width_of(layer.base_layer, "output"))
-            layer.update_layer(adapter_name, "", config.cond_adapter_dim, config)
-            return
-        if layer.text_states is None:
-            layer.text_states = TextStates(self.model, family)
-        layer.text_states.tap(self.model, encoder_layer)
-        layer.text_layers.setdefault(adapter_name, []).append(encoder_layer)
-        layer.text_residual[adapter_name] = config.text_residual
-        layer.add_slot(text_slot(encoder_layer), config_value(self.model.config, family.text.width))
-        layer.update_layer(adapter_name, text_slot(encoder_layer), config.adapter_dim, config)
+def family_of(config: Any, model: nn.Module) -> Architecture | None:
+    """The declaration that an adapter's config brings along, or that of the model's family."""
+    return architecture_of(model) if config.architecture is None else config.architecture

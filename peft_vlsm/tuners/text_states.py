@@ -46,8 +46,9 @@ class TextStates:
     """
 
     def __init__(self, model: nn.Module, family: Architecture) -> None:
-        self.family = family
+        assert family.text_model is not None and family.text_features is not None and family.text is not None
         self.text_model: Any = model.get_submodule(family.text_model)
+        self.text_features, self.encoder = family.text_features, family.text
         self.positions: torch.Tensor | None = None
         self.states: dict[int, torch.Tensor] = {}
         self.taps: dict[int, RemovableHandle] = {}
@@ -56,10 +57,10 @@ class TextStates:
     def tap(self, model: nn.Module, layer: int) -> None:
         """Reads the state after text layer `layer` of `model` from now on."""
         if self.scope is None:
-            owner, _, name = self.family.text_features.rpartition(".")
+            owner, _, name = self.text_features.rpartition(".")
             self.scope = _TextFeaturesScope(model.get_submodule(owner), name, self)
         if layer not in self.taps:
-            reader = model.get_submodule(reader_of_state(self.family.text, model, layer))
+            reader = model.get_submodule(reader_of_state(self.encoder, model, layer))
             self.taps[layer] = reader.register_forward_pre_hook(_Tap(self, layer))
 
     def state_after(self, layer: int) -> torch.Tensor:
@@ -74,7 +75,7 @@ class TextStates:
         """
         if layer not in self.states:
             raise RuntimeError(
-                f"no text state after layer {layer}: Shallow's text adapters need `{self.family.text_features}`, "
+                f"no text state after layer {layer}: Shallow's text adapters need `{self.text_features}`, "
                 "which runs the text encoder."
             )
         return self.states[layer]

@@ -7,6 +7,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 def width_of(module: nn.Module, side: Literal["input", "output"]) -> int:
     """
@@ -24,20 +26,31 @@ def width_of(module: nn.Module, side: Literal["input", "output"]) -> int:
     Raises:
         `ValueError`: if the module does not tell its width, or its features are not in the last dimension.
     """
+    width = told_width(module, side)
+    if width is None:
+        raise ValueError(
+            f"target_modules matches a {type(module).__name__}, whose {side} width is unknown; allowed: linear "
+            "layers, embeddings, normalisations, nn.MultiheadAttention, and modules of linear layers without "
+            "convolutions."
+        )
+    return width
+
+
+def told_width(module: nn.Module, side: Literal["input", "output"]) -> int | None:
+    """As [`width_of`], and None where the module does not tell it."""
     if isinstance(module, BaseTunerLayer):
-        return width_of(module.get_base_layer(), side)
+        return told_width(module.get_base_layer(), side)
     if isinstance(module, ModulesToSaveWrapper):
-        return width_of(module.original_module, side)
+        return told_width(module.original_module, side)
     width = _known_width(module, side)
     if width is not None:
         return width
     inner = [child for child in module.modules() if child is not module and isinstance(child, (nn.Linear, Conv1D))]
-    if not inner or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        raise ValueError(
-            f"target_modules matches a {type(module).__name__}, whose {side} width is unknown; allowed: linear "
-            "layers, embeddings, normalisations, nn.MultiheadAttention, and modules that contain linear layers."
-        )
-    return width_of(inner[0 if side == "input" else -1], side)
+    # A trunk of convolutions keeps its features in the second dimension, also where it has linear layers inside.
+    convolves = any(isinstance(child, CONVOLUTIONS) for child in module.modules())
+    if not inner or convolves or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return None
+    return told_width(inner[0 if side == "input" else -1], side)
 
 
 def _known_width(module: nn.Module, side: Literal["input", "output"]) -> int | None:
