@@ -173,11 +173,11 @@ class Family:
         return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
 
     def loss(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The model's own loss where it takes labels, else each value pulled to a target of its own."""
+        """The model's own loss where it takes labels, else each value of a sample pulled to a target of its own."""
         if "labels" in inputs:
             return model(**inputs).loss
         output = self.run(model, inputs)
-        return (output - torch.linspace(-1, 1, output.numel()).reshape(output.shape)).square().mean()
+        return (output - torch.linspace(-1, 1, output.shape[1])).square().mean()
 
 
 SOME = ("V", "L", "C", "VLC")
