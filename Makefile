@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
 
-.PHONY: demo test check
+.PHONY: demo test test-quantised check
 
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py --output_dir $(DEMO)
@@ -11,13 +11,24 @@ demo: .venv/.demo
 test: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# bitsandbytes in an environment of its own, since peft imports it wherever it is installed.
+test-quantised: .venv-quantised/.quantised
+	OMP_NUM_THREADS=1 .venv-quantised/bin/python -m pytest tests/test_quantised.py
+
 check: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+define install
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@
+endef
+
 # One stamp for each extra, renewed when the dependencies change.
 .venv/.%: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
-	touch $@
+	$(install)
+
+.venv-quantised/.%: pyproject.toml constraints.txt
+	$(install)
