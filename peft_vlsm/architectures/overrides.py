@@ -4,7 +4,6 @@ An instance attribute would be lost on the way into a copy if it were a closure:
 module. These are objects that hold their module, so deepcopy and pickle bind the copy's override to the copy.
 """
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +30,8 @@ class MethodOverride:
         """The replaced method, bound; `inspect.signature` follows it."""
         if self.previous is not None:
             return self.previous
-        return types.MethodType(getattr(type(self.module), self.name), self.module)
+        # Not `types.MethodType`, which torch.compile does not know and breaks its graph at.
+        return getattr(type(self.module), self.name).__get__(self.module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must say what a call of {self.name} does.")
