@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import transformers
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image, ImageDraw
 from tokenizers.pre_tokenizers import ByteLevel
@@ -17,9 +18,10 @@ from transformers import (
     CLIPSegForImageSegmentation,
     CLIPSegProcessor,
     CLIPTokenizer,
-    ViTImageProcessorPil,
 )
 
+# In transformers 4.57 the class of the former name is the one that needs no torchvision.
+PIL_PROCESSOR = "ViTImageProcessorPil" if "ViTImageProcessorPil" in dir(transformers) else "ViTImageProcessor"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 IMAGE_SIZE = 32
 TOKENS = 24
@@ -34,7 +36,7 @@ def tiny_processor() -> CLIPSegProcessor:
         vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=TOKENS
     )
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    return CLIPSegProcessor(ViTImageProcessorPil(size=size), tokenizer)
+    return CLIPSegProcessor(getattr(transformers, PIL_PROCESSOR)(size=size), tokenizer)
 
 
 def tiny_clipseg() -> CLIPSegForImageSegmentation:

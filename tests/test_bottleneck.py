@@ -75,9 +75,11 @@ def test_a_fresh_adapter_changes_nothing_and_has_a_slope(dtype, scaling, activat
 
 
 def test_which_output_activations_cannot_be():
+    # transformers 4.57 has fewer functions.
     refused = {name for name in ACT2FN if why_not(name, output_activation=True) is not None}
-    assert refused == NO_OUTPUT_ACTIVATIONS
-    assert {name for name in ACT2FN if why_not(name, output_activation=False) is not None} == {"prelu", "xielu"}
+    assert refused == NO_OUTPUT_ACTIVATIONS & set(ACT2FN)
+    alone = {name for name in ACT2FN if why_not(name, output_activation=False) is not None}
+    assert alone == {"prelu", "xielu"} & set(ACT2FN)
 
 
 def test_the_paper_bias_stays():

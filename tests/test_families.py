@@ -97,7 +97,10 @@ def test_a_fresh_adapter_changes_nothing_and_every_tensor_moves_in_three_steps(f
     with torch.no_grad():
         # In half precision a change of 1e-6 can tip the rounding of a logit by a unit in the last place or two.
         rounding = 0 if base.dtype == torch.float32 else 2 * torch.finfo(base.dtype).eps
-        torch.testing.assert_close(family.run(model, inputs), before, atol=1e-4, rtol=rounding)
+        largest = before.abs().max().item()
+        torch.testing.assert_close(
+            family.run(model, inputs), before, atol=max(1e-4, rounding * largest / 4), rtol=rounding
+        )
     start = {name: parameter.detach().clone() for name, parameter in adapter_parameters(model).items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
     for _ in range(3):

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+from .layer import AdapterLayer
 
 if TYPE_CHECKING:
     from .model import VLSMAdapterModel
@@ -45,7 +48,7 @@ def add_average(
                     f"adapters has {name!r} with {field} {own!r}, where {adapters[0]!r} has {first!r}; allowed: "
                     "adapters that compute alike."
                 )
-    states = [get_peft_model_state_dict(tuner, adapter_name=name) for name in adapters]
+    states = [_state_of(tuner, name) for name in adapters]
     shapes = [{key: value.shape for key, value in state.items()} for state in states]
     for name, shape in zip(adapters, shapes, strict=True):
         if shape != shapes[0]:
@@ -53,18 +56,31 @@ def add_average(
                 f"adapters has {name!r}, which differs from {adapters[0]!r} in its places or widths; allowed: "
                 "adapters of one shape."
             )
-    scales = torch.tensor(shares)
-    average = {
-        key: torch.einsum(
-            "a,a...->...", scales.to(value.device), torch.stack([state[key].float() for state in states])
-        )
-        for key, value in states[0].items()
-    }
     configs[adapter_name] = copy.copy(configs[adapters[0]])
+    tuner.inject_adapter(tuner.model, adapter_name)
+    scales = torch.tensor(shares)
     with torch.no_grad():
-        tuner.inject_adapter(tuner.model, adapter_name)
-        set_peft_model_state_dict(tuner, average, adapter_name=adapter_name)
+        for key, value in _state_of(tuner, adapter_name).items():
+            each = torch.stack([state[key].float() for state in states])
+            value.copy_(torch.einsum("a,a...->...", scales.to(each.device), each))
     tuner.set_requires_grad(adapter_name, requires_grad=False)
+
+
+def _state_of(tuner: "VLSMAdapterModel", adapter_name: str) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter and of its modules to save, under names without the adapter's."""
+    state = {}
+    for name, module in tuner.model.named_modules():
+        parts: list[tuple[str, nn.Module]] = []
+        if isinstance(module, AdapterLayer):
+            parts = [(part, getattr(module, part)) for part in module.adapter_layer_names]
+        elif isinstance(module, ModulesToSaveWrapper):
+            parts = [("modules_to_save", module.modules_to_save)]
+        for part, holder in parts:
+            for key, value in holder.state_dict().items():
+                owner, _, rest = key.partition(".")
+                if owner == adapter_name:
+                    state[f"{name}.{part}.{rest}"] = value
+    return state
 
 
 def _shares(adapters: Sequence[str], weights: Sequence[float] | None) -> list[float]:

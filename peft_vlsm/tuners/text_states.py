@@ -78,7 +78,10 @@ class TextStates:
                 f"no text state after layer {layer}: Shallow's text adapters need `{self.text_features}`, "
                 "which runs the text encoder."
             )
-        return self.states[layer]
+        state, positions = self.states[layer], self.positions
+        assert positions is not None
+        rows = torch.arange(positions.shape[0], device=state.device)
+        return state[rows, positions.to(state.device)]
 
     def remove(self) -> None:
         """Takes the taps and the scope away again."""
@@ -118,7 +121,7 @@ class _Tap:
         self.layer = layer
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        positions = self.text_states.positions
-        if positions is not None:
-            rows = torch.arange(positions.shape[0], device=positions.device)
-            self.text_states.states[self.layer] = args[0][rows, positions.to(args[0].device)]
+        # Read later: in transformers 4.57 this runs inside the checkpoint, which must not save a tensor more here than
+        # when backward runs it again.
+        if self.text_states.positions is not None:
+            self.text_states.states[self.layer] = args[0]
