@@ -1,7 +1,14 @@
 """Fixtures that several test files share."""
 
 import pytest
+import torch
 from builders import write_base_model
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same numbers, whatever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_dropout_acts_in_training_alone():
 )
 def test_a_fresh_adapter_changes_nothing_and_has_a_slope(dtype, scaling, activation, output_activation):
     block = Bottleneck(activation, output_activation, 0.0, scaling)
-    fc1, fc2 = (linear.to(dtype) for linear in block.new_linears(6, 4, True))
+    fc1, fc2 = (linear.to(dtype) for linear in block.new_linears(6, 16, True))
     # With a zero as input some functions would be flat inside, too.
     found = change(block, torch.randn(5, 6, dtype=dtype) + 1, (fc1, fc2))
     assert found.abs().max() <= 1e-4

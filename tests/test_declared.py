@@ -89,7 +89,11 @@ LAYOUT = Architecture(
     extract_layers=(0, 2),
     reasons={"C": "its text projection is a bare Parameter, which no adapter can wrap"},
 )
-INPUTS = {"images": torch.randn(3, 3, 32, 32), "tokens": torch.randint(0, 30, (3, 7))}
+RANDOM = torch.Generator().manual_seed(0)
+INPUTS = {
+    "images": torch.randn(3, 3, 32, 32, generator=RANDOM),
+    "tokens": torch.randint(0, 30, (3, 7), generator=RANDOM),
+}
 
 
 def segmenter():
