@@ -20,11 +20,12 @@ CONFIGS = {"dense": DenseAdapterConfig, "shallow": ShallowAdapterConfig}
 VARIANTS = ("V", "L", "C", "VL", "VC", "LC", "VLC")
 
 
-# transformers 4.57 has eager attention alone for CLIPSeg and OWL-ViT.
-CLIPSEG_ATTENTION = "sdpa" if CLIPSegForImageSegmentation._supports_sdpa else "eager"
+def best_attention(model_class: type) -> str:
+    """GroupViT has eager attention alone, and in transformers 4.57 CLIPSeg and OWL-ViT too."""
+    return "sdpa" if model_class._supports_sdpa else "eager"
 
 
-def tiny_clipseg(seed: int = 0, attention: str = CLIPSEG_ATTENTION, **changes: object) -> CLIPSegForImageSegmentation:
+def tiny_clipseg(seed: int = 0, attention: str | None = None, **changes: object) -> CLIPSegForImageSegmentation:
     """A random CLIPSeg with a right end-of-text id and weights large enough that every layer matters."""
     settings = {
         "extract_layers": [1, 3],
@@ -45,7 +46,7 @@ def tiny_clipseg(seed: int = 0, attention: str = CLIPSEG_ATTENTION, **changes: o
     settings.update(changes)
     torch.manual_seed(seed)
     config = CLIPSegConfig(**settings)
-    config._attn_implementation = attention
+    config._attn_implementation = attention or best_attention(CLIPSegForImageSegmentation)
     return visible(CLIPSegForImageSegmentation(config))
 
 
@@ -99,7 +100,7 @@ def tiny(name: str, frozen: bool = False, **settings: Any) -> Callable[..., nn.M
         model_class = getattr(transformers, name)
         torch.manual_seed(seed)
         config = model_class.config_class(**settings)
-        config._attn_implementation = attention or ("sdpa" if model_class._supports_sdpa else "eager")
+        config._attn_implementation = attention or best_attention(model_class)
         return visible(model_class(config)).requires_grad_(not frozen)
 
     return build
@@ -135,10 +136,6 @@ def prompt_inputs(model: nn.Module, batch: int = 2, seed: int = 0) -> dict[str, 
     inputs = clipseg_inputs(model, batch, seed)
     del inputs["labels"]
     return inputs
-
-
-def sam3_inputs(model: nn.Module, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
-    return prompt_inputs(model, batch, seed)
 
 
 def patch_inputs(model: nn.Module, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -194,7 +191,7 @@ FAMILIES = (
     Family(
         "sam3",
         tiny_sam3,
-        sam3_inputs,
+        prompt_inputs,
         {"dense": SOME, "shallow": ("V", "C", "VC")},
         ("semantic_seg", "presence_logits"),
     ),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import CONFIGS, sam3_inputs, tiny_sam3
+from models import CONFIGS, prompt_inputs, tiny_sam3
 from peft import get_peft_model
 from torch.nn import functional as F
 
@@ -39,7 +39,7 @@ def test_shallow_l_is_refused(variant):
 @pytest.mark.parametrize(("tuner", "variant"), [("dense", "VLC"), ("dense", "V"), ("dense", "C"), ("shallow", "VC")])
 def test_precomputed_embeddings_give_the_same_output(tuner, variant):
     model = adapt(tuner, variant).eval()
-    inputs = sam3_inputs(model)
+    inputs = prompt_inputs(model)
     with torch.no_grad():
         expected = model(**inputs)
         prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -75,7 +75,7 @@ def test_shallow_adapts_the_features_of_the_neck():
 @pytest.mark.parametrize(("tuner", "variant"), [("dense", "VLC"), ("shallow", "VC")])
 def test_training_lowers_the_loss_of_masks_and_presence(tuner, variant):
     model = get_peft_model(tiny_sam3(), CONFIGS[tuner](variant=variant, adapter_dim=8))
-    inputs = sam3_inputs(model)
+    inputs = prompt_inputs(model)
     # The second image lacks what its prompt names.
     present = torch.tensor([[1.0], [0.0]])
     masks = torch.zeros_like(model(**inputs).semantic_seg)

@@ -5,19 +5,22 @@ from .declaration import Architecture
 
 BOXES = "the model gives boxes, and hands no hidden states to a decoder of masks"
 
-OWLVIT = Architecture(
-    model_type="owlvit",
-    model_class="OwlViTForObjectDetection",
-    vision=encoder_of(
-        "owlvit.vision_model.encoder.layers", "vision_config.hidden_size", "owlvit.vision_model.pre_layernorm"
-    ),
-    text=encoder_of(
-        "owlvit.text_model.encoder.layers", "text_config.hidden_size", "owlvit.text_model.embeddings", folded=True
-    ),
-    conditional="owlvit.text_projection",
-    unreached=("owlvit.visual_projection", "owlvit.logit_scale"),
-    image_size=768,
-    image_mean=OPENAI_MEAN,
-    image_std=OPENAI_STD,
-    reasons={"shallow V": BOXES, "shallow L": BOXES},
-)
+
+def owl(name: str, model_class: str, image_size: int) -> Architecture:
+    """The declaration of an OWL detector, whose CLIP model is the attribute `name`, also its `model_type`."""
+    vision, text = f"{name}.vision_model", f"{name}.text_model"
+    return Architecture(
+        model_type=name,
+        model_class=model_class,
+        vision=encoder_of(f"{vision}.encoder.layers", "vision_config.hidden_size", f"{vision}.pre_layernorm"),
+        text=encoder_of(f"{text}.encoder.layers", "text_config.hidden_size", f"{text}.embeddings", folded=True),
+        conditional=f"{name}.text_projection",
+        unreached=(f"{name}.visual_projection", f"{name}.logit_scale"),
+        image_size=image_size,
+        image_mean=OPENAI_MEAN,
+        image_std=OPENAI_STD,
+        reasons={"shallow V": BOXES, "shallow L": BOXES},
+    )
+
+
+OWLVIT = owl("owlvit", "OwlViTForObjectDetection", image_size=768)

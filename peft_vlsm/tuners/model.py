@@ -209,8 +209,12 @@ class VLSMAdapterModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        layers = list(self._layers().values())
-        with sample_adapters(self, layers, kwargs.get("adapter_names"), list(self.peft_config)):
+        adapter_names = kwargs.get("adapter_names")
+        if adapter_names is None:
+            # Every forward comes by here; looking for the layers in all modules is for the others alone.
+            yield
+            return
+        with sample_adapters(self, list(self._layers().values()), adapter_names, list(self.peft_config)):
             yield
 
     def _layers(self) -> dict[str, AdapterLayer]:

@@ -67,7 +67,7 @@ def rows_of_adapters(samples: Samples, hidden_state: torch.Tensor) -> Iterator[t
 
 @contextmanager
 def sample_adapters(
-    model: nn.Module, layers: Sequence["AdapterLayer"], adapter_names: Sequence[str] | None, known: Sequence[str]
+    model: nn.Module, layers: Sequence["AdapterLayer"], adapter_names: Sequence[str], known: Sequence[str]
 ) -> Iterator[None]:
     """
     Lets every sample of a forward go through an adapter of its own.
@@ -75,15 +75,12 @@ def sample_adapters(
     Args:
         model (`nn.Module`): the model with adapters, in eval mode.
         layers (`Sequence[AdapterLayer]`): its tuner layers.
-        adapter_names (`Sequence[str]`, *optional*): a name for each sample; None changes nothing.
+        adapter_names (`Sequence[str]`): a name for each sample.
         known (`Sequence[str]`): the names of the model's adapters.
 
     Raises:
         `ValueError`: in training mode, for an unknown name, or where one cannot be had for each sample.
     """
-    if adapter_names is None:
-        yield
-        return
     if isinstance(adapter_names, str) or not adapter_names:
         raise ValueError(f"adapter_names is {adapter_names!r}; allowed: a list with one name for each sample.")
     if model.training:
