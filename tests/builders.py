@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import numpy as np
@@ -17,26 +18,38 @@ from transformers import (
     CLIPSegConfig,
     CLIPSegForImageSegmentation,
     CLIPSegProcessor,
-    CLIPTokenizer,
+    CLIPTokenizerFast,
 )
 
-# In transformers 4.57 the class of the former name is the one that needs no torchvision.
-PIL_PROCESSOR = "ViTImageProcessorPil" if "ViTImageProcessorPil" in dir(transformers) else "ViTImageProcessor"
+# transformers 4.57 writes the tokenizer in both of its forms, and the image processor under its own name.
+TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
+PROCESSOR_FILES = {"tokenizer.json", "tokenizer_config.json"} | (
+    {"processor_config.json"}
+    if TRANSFORMERS_5
+    else {"preprocessor_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
+)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 IMAGE_SIZE = 32
 TOKENS = 24
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
 
 
+def pil_processor(name: str) -> type:
+    """An image processor's class that needs no torchvision: in transformers 4.57 the one of the bare name."""
+    return getattr(transformers, f"{name}Pil" if TRANSFORMERS_5 else name)
+
+
 def tiny_processor() -> CLIPSegProcessor:
     """A tokenizer of single letters, so that every prompt tokenizes, and an image processor without torchvision."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=TOKENS
-    )
+    with TemporaryDirectory() as folder:
+        # Files, since transformers 4.57 makes no tokenizer from a vocabulary in memory.
+        Path(folder, "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+        Path(folder, "merges.txt").write_text("#version: 0.2\n")
+        tokenizer = CLIPTokenizerFast.from_pretrained(folder, model_max_length=TOKENS)
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    return CLIPSegProcessor(getattr(transformers, PIL_PROCESSOR)(size=size), tokenizer)
+    return CLIPSegProcessor(pil_processor("ViTImageProcessor")(size=size), tokenizer)
 
 
 def tiny_clipseg() -> CLIPSegForImageSegmentation:
@@ -67,6 +80,18 @@ def tiny_clipseg() -> CLIPSegForImageSegmentation:
         if isinstance(module, (torch.nn.Linear, torch.nn.ConvTranspose2d)):
             module.reset_parameters()
     return model.eval()
+
+
+def remove_processor(folder: Path) -> None:
+    """Removes the tokenizer and the image processor from a model's folder."""
+    for name in PROCESSOR_FILES:
+        (folder / name).unlink()
+
+
+def remove_tokenizer(folder: Path) -> None:
+    """Removes the tokenizer, all but its settings."""
+    for name in PROCESSOR_FILES & {"tokenizer.json", "vocab.json", "merges.txt"}:
+        (folder / name).unlink()
 
 
 def move_trainable_weights(model: torch.nn.Module) -> None:

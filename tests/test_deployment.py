@@ -17,7 +17,7 @@ from torch import nn
 BY_NAME = {family.name: family for family in FAMILIES}
 # SAM3 reads the size of its image out of a tensor. torch.export cannot tell whether fused attention's mask has that
 # size, with adapters or without; the plain attention does not ask.
-ATTENTION = {"clipseg": "sdpa", "sam3": "eager"}
+ATTENTION = {"clipseg": None, "sam3": "eager"}
 VARIANT = {
     (name, tuner): max(BY_NAME[name].variants[tuner], key=len) for name in ATTENTION for tuner in ("dense", "shallow")
 }

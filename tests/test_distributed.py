@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import FAMILIES
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
@@ -36,6 +37,7 @@ def train(case, strategy, folder):
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_two_processes_train_what_one_trains(case, tmp_path):
+    next(family for family in FAMILIES if family.name == case[0]).build()  # skips where transformers lacks the model
     alone = train(case, "alone", tmp_path)
     assert alone
     for strategy in ("ddp", "fsdp"):

@@ -12,7 +12,15 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from builders import forget_accelerator, load_example, read_rows, write_dataset, write_rows
+from builders import (
+    PROCESSOR_FILES,
+    forget_accelerator,
+    load_example,
+    read_rows,
+    remove_processor,
+    write_dataset,
+    write_rows,
+)
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,7 +32,6 @@ from peft_vlsm.segmentation.dataset import SegmentationDataset
 from peft_vlsm.segmentation.finetuned import load_base, load_finetuned
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "finetune.py"
-PROCESSOR_FILES = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 RESULT_FILES = {"all_results.json", "samples.png"}
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
 DECODER_FILES = {"decoder_config.json", "decoder.safetensors"}
@@ -405,7 +412,7 @@ def _assert_one_line(run, tmp_path, capsys, problem, *flags, **places):
 MODEL_PROBLEMS = {
     "no model": (lambda model: (model / "config.json").unlink(), "cannot be loaded"),
     "broken weights": (lambda model: (model / "model.safetensors").write_bytes(b"no weights"), "cannot be loaded"),
-    "no processor": (lambda model: [(model / name).unlink() for name in PROCESSOR_FILES], "cannot be loaded"),
+    "no processor": (remove_processor, "cannot be loaded"),
     "another tokenizer": (
         lambda model: _edit_config(model, vocab_size=300),
         "text encoder 300",

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from builders import move_trainable_weights, tiny_processor
+from builders import move_trainable_weights, remove_processor, remove_tokenizer, tiny_processor
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import CLIPSegForImageSegmentation
@@ -140,8 +140,8 @@ PROBLEMS = {
     "broken weights": (_spoil_weights, "cannot be loaded"),
     "missing weight": (_drop_weight, "does not hold the decoder of the model"),
     "misshapen weight": (_misshape_weight, "cannot be loaded"),
-    "no processor": (lambda out: (out / "processor_config.json").unlink(), "cannot be loaded"),
-    "no tokenizer": (lambda out: (out / "tokenizer.json").unlink(), "is tokenizer.json missing"),
+    "no processor": (remove_processor, "cannot be loaded"),
+    "no tokenizer": (remove_tokenizer, "is tokenizer.json missing|cannot be loaded"),
 }
 
 

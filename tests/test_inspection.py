@@ -37,8 +37,8 @@ def folders(tmp_path_factory):
 
     def folder(name):
         if name not in saved:
+            BY_NAME[name].build().save_pretrained(root / name)
             saved[name] = root / name
-            BY_NAME[name].build().save_pretrained(saved[name])
         return saved[name]
 
     return folder
@@ -135,9 +135,9 @@ def test_no_weights_are_needed(folders, tmp_path):
 
 
 def test_the_detector_of_a_sam3_video_checkpoint_is_inspected(folders, tmp_path):
+    detector = json.loads((folders("sam3") / "config.json").read_text())
     from transformers.models.sam3_video.configuration_sam3_video import Sam3VideoConfig
 
-    detector = json.loads((folders("sam3") / "config.json").read_text())
     Sam3VideoConfig(detector_config=detector).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "sam3_video"
     report, expected = inspect_model(str(tmp_path)), inspect_model(str(folders("sam3")))

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+import transformers
 from models import CONFIGS, clipseg_inputs, tiny_clipseg
 from packaging.version import Version
 from peft import get_peft_model
@@ -12,6 +13,10 @@ from transformers import CLIPSegForImageSegmentation, Trainer, TrainingArguments
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 tuners = pytest.mark.parametrize("tuner", CONFIGS)
+loads_adapters = pytest.mark.skipif(
+    Version(transformers.__version__).major >= 5 and Version(peft.__version__) < Version("0.21"),
+    reason="transformers 5 puts no adapter's weights, LoRA's neither, where peft before 0.21 has them",
+)
 
 
 class Samples(Dataset):
@@ -47,6 +52,7 @@ def saved_adapter(tuner, folder):
     return model
 
 
+@loads_adapters
 @tuners
 def test_load_adapter_on_the_plain_model_computes_and_trains(tuner, folder):
     adapted = saved_adapter(tuner, folder)
@@ -61,6 +67,7 @@ def test_load_adapter_on_the_plain_model_computes_and_trains(tuner, folder):
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in trainable.values())
 
 
+@loads_adapters
 @tuners
 def test_from_pretrained_of_an_adapter_folder(tuner, folder):
     adapted = saved_adapter(tuner, folder)

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
@@ -12,6 +13,7 @@ from transformers.activations import ACT2FN
 from ..architectures.declaration import Architecture
 from ..version import __version__
 from .bottleneck import why_not
+from .model_card import add_snippet
 from .registration import DENSE_NAME, SHALLOW_NAME
 
 VARIANT_LETTERS = "VLC"
@@ -131,6 +133,18 @@ class VLSMAdapterConfig(PeftConfig):
         if self.target_modules is None:
             self.variant = _checked_variant(self.variant)
             self.layers = _checked_layers(self.layers, self.variant)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """
+        As in peft; where peft wrote a model card, it then says how the adapter is loaded.
+
+        Args:
+            save_directory (`str`): the folder, which is made if need be.
+            kwargs: passed on to [`~peft.PeftConfig.save_pretrained`].
+        """
+        loads_alone = bool(self.base_model_name_or_path and (kwargs.get("auto_mapping_dict") or self.auto_mapping))
+        super().save_pretrained(save_directory, **kwargs)
+        add_snippet(save_directory, getattr(self.peft_type, "value", str(self.peft_type)), loads_alone)
 
     def _check_numbers(self) -> None:
         for name in ("adapter_dim", "cond_adapter_dim"):

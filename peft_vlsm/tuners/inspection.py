@@ -233,7 +233,7 @@ def _config_file(name: str) -> Path:
         raise ValueError(f"{name} has neither config.json nor {ADAPTER_CONFIG}; name a model's or adapter's folder.")
     try:
         return Path(str(cached_file(name, "config.json")))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # The Hub's client before 1.0 has a ValueError for what can be no name.
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"{name} does not exist here, and the Hub gives no config.json of that name: {reason}"
