@@ -44,6 +44,7 @@ from peft_vlsm.segmentation.images import open_pair
 from peft_vlsm.segmentation.losses import dice_bce_loss
 from peft_vlsm.segmentation.metrics import SegmentationMetric
 from peft_vlsm.segmentation.pictures import Sample, contact_sheet
+from peft_vlsm.segmentation.processes import end_processes
 from peft_vlsm.segmentation.transforms import fit_processor
 
 PLATEAU = "reduce_lr_on_plateau"
@@ -305,7 +306,7 @@ def main():
         }
         save_results(output_dir, results, draw_samples(bare_model, test_set, accelerator.device))
         print(f"test Dice {test['dice']:.4f}, IoU {test['iou']:.4f}; results in {output_dir}")
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from peft_vlsm.segmentation.finetuned import make_output_dir, quiet_loading, sav
 from peft_vlsm.segmentation.images import open_image
 from peft_vlsm.segmentation.pictures import CELL, FONT_FILE, FONT_SIZE, GAP, PREDICTED_COLOR
 from peft_vlsm.segmentation.prediction_folder import IMAGE_SUFFIXES
+from peft_vlsm.segmentation.processes import end_processes
 from peft_vlsm.segmentation.transforms import image_to_tensor, prompts_to_tensors
 
 SAMPLES, SAMPLE_COLUMNS = 12, 4
@@ -242,7 +243,7 @@ def main():
         }
         save_results(output_dir, results, draw_samples(bare_model, processor, eval_rows[held_out[-1]], classes, texts))
         print(f"validation accuracy {best:.4f}, without adapters {zero_shot['val']:.4f}; results in {output_dir}")
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

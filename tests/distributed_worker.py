@@ -4,6 +4,7 @@ python distributed_worker.py FAMILY TUNER VARIANT STRATEGY RANK FOLDER
 """
 
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+
+from peft_vlsm.segmentation.processes import LAST_RESULT_SECONDS
 
 BATCH, STEPS = 4, 3
 
@@ -53,6 +56,7 @@ def main(name: str, tuner: str, variant: str, strategy: str, rank: int, folder: 
         save_file({key: value.contiguous() for key, value in trained.items()}, folder / f"{strategy}.safetensors")
     if world == 2:
         dist.barrier()
+        time.sleep(LAST_RESULT_SECONDS)
         dist.destroy_process_group()
 
 

@@ -21,7 +21,7 @@ def add_snippet(folder: str, peft_type: str, loads_alone: bool) -> None:
         if not file.is_file():
             continue
         card = ModelCard.load(file, ignore_metadata_errors=True)
-        if card.data.library_name == "peft":
+        if card.data.to_dict().get("library_name") == "peft":
             if "import peft_vlsm" not in card.text:
                 card.text = _with_snippet(card.text, _snippet(peft_type, loads_alone))
                 card.save(file)
