@@ -34,6 +34,7 @@ from peft_vlsm.segmentation.images import open_image
 from peft_vlsm.segmentation.pictures import CELL, FONT_FILE, FONT_SIZE, GAP, PREDICTED_COLOR
 from peft_vlsm.segmentation.prediction_folder import IMAGE_SUFFIXES
 from peft_vlsm.segmentation.processes import end_processes
+from peft_vlsm.segmentation.processor import Processor
 from peft_vlsm.segmentation.transforms import image_to_tensor, prompts_to_tensors
 
 SAMPLES, SAMPLE_COLUMNS = 12, 4
@@ -100,7 +101,7 @@ def read_split(folder: Path, classes: list[str] | None = None) -> tuple[list[str
     return classes, rows
 
 
-def load_clip(name_or_path: str) -> tuple[CLIPModel, CLIPProcessor]:
+def load_clip(name_or_path: str) -> tuple[CLIPModel, Processor]:
     # An adapter remembers a folder by its absolute path.
     name = str(Path(name_or_path).resolve()) if Path(name_or_path).is_dir() else name_or_path
     try:
@@ -109,7 +110,8 @@ def load_clip(name_or_path: str) -> tuple[CLIPModel, CLIPProcessor]:
             if kind != "clip":
                 raise InputError(f"it is of the kind {kind}; this works on clip models")
             model, info = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-            processor = CLIPProcessor.from_pretrained(name)
+            loaded = CLIPProcessor.from_pretrained(name)
+            processor = Processor(loaded.image_processor, loaded.tokenizer)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"the model {name_or_path} cannot be loaded: {error}") from error
     if info["missing_keys"]:
@@ -122,7 +124,7 @@ def load_clip(name_or_path: str) -> tuple[CLIPModel, CLIPProcessor]:
     return model, processor
 
 
-def class_texts(processor: CLIPProcessor, classes: list[str], template: str) -> dict[str, torch.Tensor]:
+def class_texts(processor: Processor, classes: list[str], template: str) -> dict[str, torch.Tensor]:
     """The texts of all classes as tokens, no two of them the same."""
     texts = prompts_to_tensors(processor, [template.replace("{}", name.replace("_", " ")) for name in classes])
     first = {}
@@ -133,7 +135,7 @@ def class_texts(processor: CLIPProcessor, classes: list[str], template: str) -> 
     return texts
 
 
-def make_batch(processor: CLIPProcessor, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(processor: Processor, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     pictures = [image_to_tensor(processor, open_image(file)) for file, _ in rows]
     return torch.stack(pictures), torch.tensor([label for _, label in rows])
 
@@ -241,7 +243,8 @@ def main():
             "train_seconds": round(train_seconds, 3),
             **asdict(args),
         }
-        save_results(output_dir, results, draw_samples(bare_model, processor, eval_rows[held_out[-1]], classes, texts))
+        samples = draw_samples(bare_model, processor, eval_rows[held_out[-1]], classes, texts)
+        save_results(output_dir, results, {"samples": samples})
         print(f"validation accuracy {best:.4f}, without adapters {zero_shot['val']:.4f}; results in {output_dir}")
     end_processes(accelerator)
 

@@ -2,22 +2,27 @@
 
     python examples/predict.py --adapter OUT --image FILE_OR_FOLDER --prompt "grey matter" --output DIR
     python examples/predict.py --adapter OUT --image FOLDER --prompt "grey matter" "white matter" --output DIR
+    python examples/predict.py --adapter OUT --csv TABLE.csv --output DIR
 
-OUT is what finetune.py left, whatever its --method. A folder's own images are taken, sub-folders are not. DIR appears
-when everything in it is done, and holds, at each image's own size (upright, where a camera noted how it was held):
+OUT is what finetune.py left, whatever its --method. A folder's own images are taken, sub-folders are not. TABLE.csv
+has the columns image (relative to its folder) and prompt, a row a mask. DICOM (.dcm, a frame an image) and NIfTI
+(.nii, .nii.gz, an axial slice an image) need pip install "peft-vlsm[medical]". DIR appears when everything in it is
+done, and holds, at each image's own size (upright, where a camera noted how it was held):
 
     masks/PROMPT/IMAGE.png            255 where the probability is above --threshold, else 0
     overlays/IMAGE.png                the image under its masks, each prompt in its colour
     label_maps/IMAGE.png              several prompts: the number of the most probable one above --threshold, else 0
     probabilities/PROMPT/IMAGE.npy    with --save_probabilities: float32, 0 to 1, for numpy.load
+    volumes/PROMPT/FILE.nii.gz        of a NIfTI file: the masks of its slices, 0 and 1, with its shape and affine
     labels.json                       the prompts' numbers
-    results.csv                       a row a mask: files, colour, share of the image, mean probability in the mask
+    results.csv                       a row a mask: files, colour, share of the image, mean probability in the mask,
+                                      and for SAM3 the probability that the image has what the prompt names
 """
 
 import os
-import re
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -27,10 +32,16 @@ from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.segmentation.arguments import option, parse_arguments
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
-from peft_vlsm.segmentation.images import open_image
 from peft_vlsm.segmentation.output_folder import write_beside
-from peft_vlsm.segmentation.prediction import check_prompts, embed_prompts, load_predictor, predict
-from peft_vlsm.segmentation.prediction_folder import MAXIMUM_PROMPTS, PredictionFolder, find_images
+from peft_vlsm.segmentation.prediction import Query, check_prompts, load_predictor, long_prompts, predict
+from peft_vlsm.segmentation.prediction_folder import (
+    MAXIMUM_PROMPTS,
+    PROMPTS_OF_8_BITS,
+    PredictionFolder,
+    find_images,
+)
+from peft_vlsm.segmentation.prompt_table import check_prompt_text, read_prompt_table
+from peft_vlsm.segmentation.slices import Slice, read_slice, slices_of
 from peft_vlsm.segmentation.transforms import fit_processor
 
 # A check of few images needs no bar of its own.
@@ -40,9 +51,10 @@ SECONDS_BEFORE_BAR = 2.0
 @dataclass
 class Arguments:
     adapter: str = field(metadata={"help": "Output folder of finetune.py, or an adapter's name on the Hub."})
-    image: str = field(metadata={"help": "An image, or a folder of images (its sub-folders are not entered)."})
-    prompt: list[str] = field(metadata={"help": "What to segment: one prompt or several, each in quotes."})
     output: str = field(metadata={"help": "Folder for the results; must be new or empty."})
+    image: str | None = option(None, "An image, or a folder of images (its sub-folders are not entered).")
+    prompt: list[str] | None = option(None, "What to segment: one prompt or several, each in quotes.")
+    csv: str | None = option(None, "Instead of --image and --prompt: a table with the columns image and prompt.")
     model_name_or_path: str | None = option(None, "The base model, where it is not what the adapter names.")
     image_size: int | None = option(None, "Side of the square images in pixels; the one of training if not given.")
     batch_size: int = option(16, "Pairs of image and prompt a batch.")
@@ -53,26 +65,55 @@ class Arguments:
         self._check("batch_size", self.batch_size > 0, "must be above 0")
         self._check("image_size", self.image_size is None or self.image_size > 0, "must be above 0")
         self._check("threshold", 0 <= self.threshold <= 1, "must lie between 0 and 1")
-        if len(self.prompt) > MAXIMUM_PROMPTS:
-            raise InputError(f"--prompt: {len(self.prompt)} prompts; a label map holds at most {MAXIMUM_PROMPTS}")
-        for prompt in self.prompt:
-            if not prompt.strip() or re.search("[\ud800-\udfff]", prompt):
-                raise InputError(f"--prompt {prompt!r} is empty or no text; say what to segment")
+        self._check_sources()
         free = not os.path.exists(self.output) or (os.path.isdir(self.output) and not os.listdir(self.output))
         self._check("output", free, "exists already and is not overwritten; name a new folder")
+
+    def _check_sources(self):
+        given = [name for name in ("image", "prompt") if getattr(self, name) is not None]
+        if self.csv is not None and given:
+            raise InputError(f"--csv {self.csv} names images and prompts itself; leave out --{given[0]}")
+        if self.csv is None and len(given) < 2:
+            raise InputError("give --image and --prompt, or --csv; see predict.py --help")
+        prompts = self.prompt or []
+        if len(prompts) > PROMPTS_OF_8_BITS:
+            raise InputError(f"--prompt: {len(prompts)} prompts; there may be {PROMPTS_OF_8_BITS} at most")
+        for prompt in prompts:
+            check_prompt_text(prompt, "--prompt")
 
     def _check(self, name: str, good: bool, problem: str):
         if not good:
             raise InputError(f"--{name} {getattr(self, name)} {problem}")
 
 
-def check_images(files: list[Path]) -> None:
+def find_queries(args: Arguments) -> tuple[dict[Slice, list[int]], list[str]]:
+    """Every image, with the places of the prompts to ask for; and all prompts."""
+    if args.csv is None:
+        files, passed_over = find_images(args.image)
+        if passed_over:
+            print(f"passed over {passed_over} entries of {args.image} that are not images by their suffix")
+        asked = {file: args.prompt for file in files}
+    else:
+        asked, repeated = read_prompt_table(Path(args.csv))
+        if repeated:
+            print(f"passed over {repeated} rows of {args.csv} that repeat an earlier one")
+    prompts = list(dict.fromkeys(prompt for wanted in asked.values() for prompt in wanted))
+    if len(prompts) > MAXIMUM_PROMPTS:
+        raise InputError(f"--csv {args.csv}: {len(prompts)} different prompts; there may be {MAXIMUM_PROMPTS} at most")
+    places = {prompt: place for place, prompt in enumerate(prompts)}
+    slices = {
+        part: sorted(places[prompt] for prompt in wanted) for file, wanted in asked.items() for part in slices_of(file)
+    }
+    return slices, prompts
+
+
+def check_images(slices: list[Slice]) -> None:
     """Reads every image whole, so that a damaged one shows now and not after an hour's work."""
-    for file in tqdm(files, desc="checking images", unit="image", delay=SECONDS_BEFORE_BAR, leave=False):
+    for part in tqdm(slices, desc="checking images", unit="image", delay=SECONDS_BEFORE_BAR, leave=False):
         try:
-            open_image(file)
+            read_slice(part)
         except InputError as error:
-            raise InputError(f"{error} (--image); mend or remove it") from error
+            raise InputError(f"{error}; mend or remove it") from error
 
 
 @exit_on_input_error
@@ -85,27 +126,27 @@ def main():
     hub_logging.set_verbosity_error()
 
     # Everything that can be wrong with images, model and prompts shows here, before anything is written.
-    files, passed_over = find_images(args.image)
-    if passed_over:
-        print(f"passed over {passed_over} entries of {args.image} that are not images by their suffix")
-    check_images(files)
+    asked, prompts = find_queries(args)
+    check_images(list(asked))
     print(f"loading {args.adapter}")
-    model, processor = load_predictor(args.adapter, args.model_name_or_path)
+    model, processor = load_predictor(args.adapter, args.model_name_or_path, args.image_size)
     fit_processor(processor, model.config, args.image_size)
-    for prompt in check_prompts(processor, args.prompt):
+    # Rows of a table may say the same in two spellings; of what is typed, one is a slip.
+    too_long = long_prompts(processor, prompts) if args.csv else check_prompts(processor, prompts)
+    for prompt in too_long:
         limit = processor.tokenizer.model_max_length
         print(f"warning: only the first {limit} tokens of --prompt {prompt!r} count", file=sys.stderr)
 
-    device = Accelerator().device
-    embeddings = embed_prompts(model.to(device), processor, args.prompt, device)
+    model.to(Accelerator().device)
+    queries = (Query(part, partial(read_slice, part), wanted) for part, wanted in asked.items())
     with write_beside(Path(args.output)) as folder:
-        results = PredictionFolder(folder, files, args.prompt, args.threshold, args.save_probabilities)
-        predictions = predict(model, processor, files, embeddings, args.batch_size)
-        for prediction in tqdm(predictions, total=len(files) * len(args.prompt), desc="predicting", unit="mask"):
+        results = PredictionFolder(folder, asked, prompts, args.threshold, args.save_probabilities)
+        predictions = predict(model, processor, queries, prompts, args.batch_size)
+        for prediction in tqdm(predictions, total=sum(map(len, asked.values())), desc="predicting", unit="mask"):
             results.add(prediction)
         results.write_tables()
     empty = sum(row.mean_probability is None for row in results.rows)
-    print(f"{len(results.rows)} masks of {len(files)} images, {empty} of them empty; results in {args.output}")
+    print(f"{len(results.rows)} masks of {len(asked)} images, {empty} of them empty; results in {args.output}")
 
 
 if __name__ == "__main__":

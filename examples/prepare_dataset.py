@@ -1,22 +1,27 @@
 """Writes a segmentation data set in the layout that fine-tuning reads: annotations, images, masks and the licence.
 
-    python examples/prepare_dataset.py brain-mri OUT
+    python examples/prepare_dataset.py brain-mri OUT              a brain template, nothing to download
+    python examples/prepare_dataset.py kvasir RAW OUT             from the folder as its publishers distribute it
+    python examples/prepare_dataset.py kvasir RAW OUT --anns DIR  with your own MedVLSM rows, prompts and splits
+    python examples/prepare_dataset.py kvasir RAW --check         counts, and writes nothing
 
-    OUT/anns/{train,val,test}.json    rows with image, mask and the prompts p0 to p6
-    OUT/images/*.png                  greyscale or RGB
-    OUT/masks/*.png                   0 and 255, each of its image's size
+    OUT/anns/{train,val,test}.json    rows with image, mask and the prompts p0, p1, ...
+    OUT/images/, OUT/masks/           images as published or PNG; masks 0 and 255, each of its image's size
+    OUT/samples.png                   some images with their masks and prompts
     OUT/LICENSE                       whose the images are, and on what terms
 
-To add a data set, write a function that lists its samples and give it a row in `DATASETS`. A function that reads files
-which the user has downloaded takes their folder, and the command line then reads `NAME RAW OUT`.
+Published splits stay. What a publisher lacks of validation and test is drawn with `--seed`, a tenth of the images
+each, so that neither an image (by its pixels) nor a patient lies in two splits. `--check` takes RAW, or a folder that
+this script has written. To add a data set, write a function that lists its samples and give it a row in `DATASETS`
+(raw_datasets/registry.py).
 """
 
+# ruff: noqa: E402
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,209 +33,206 @@ from peft_vlsm.segmentation.arguments import OneLineParser
 from peft_vlsm.segmentation.attributes import measure_attributes
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
 from peft_vlsm.segmentation.output_folder import write_beside
-from peft_vlsm.segmentation.prompt_templates import compose_prompts
 
-NOTICES = Path(__file__).parent / "notices"
+EXAMPLES = Path(__file__).parent
+# `raw_datasets` lies beside this file, from wherever it is loaded.
+sys.path.append(str(EXAMPLES))
 
-# Axes of a volume whose voxel indices grow to the right, to the front and to the top of the head.
-PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
-# Neighbouring slices are nearly the same image: a block of them shares a split, and between blocks four are left out.
-# The blocks are short, so that every split has slices of the whole head.
-SLICE_BLOCKS = (("train", 10), (None, 4), ("val", 3), (None, 4), ("test", 3), (None, 4))
-# A mask below this share of the image is left out.
-MINIMUM_MASK = 0.01
-TISSUE_NAMES = {
-    "grey_matter": ("grey matter", "gray matter", "grey matter tissue"),
-    "white_matter": ("white matter", "white matter tissue"),
-    "brain": ("brain", "whole brain"),
-}
+from raw_datasets.checks import Check, check_written, load_tokenizer
+from raw_datasets.overview import Overview
+from raw_datasets.own_annotations import apply_annotations
+from raw_datasets.registry import DATASETS
+from raw_datasets.samples import Dataset, Sample
+from raw_datasets.splits import assign_splits
 
 
-@dataclass(frozen=True)
-class Sample:
+def write_dataset(samples: Sequence[Sample], folder: Path, dataset: Dataset) -> dict[str, list[dict]]:
     """
-    One image with one mask; several samples may share an image.
+    Writes images, masks, annotations and the overview; the same samples give the same bytes.
 
     Args:
-        split (`str`): one of `SPLITS`.
-        image_name (`str`): file name of the image, which ends in .png.
-        mask_name (`str`): file name of the mask, which ends in .png.
-        category (`int`): index of the mask's class.
-        class_names (`tuple[str, ...]`): what prompts may call the class.
-        load (`Callable[[], tuple[np.ndarray, np.ndarray]]`):
-            gives the image, uint8 of shape (height, width) or (height, width, 3), and the mask, bool of shape
-            (height, width) and not empty.
-    """
-
-    split: str
-    image_name: str
-    mask_name: str
-    category: int
-    class_names: tuple[str, ...]
-    load: Callable[[], tuple[np.ndarray, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """
-    A row of `DATASETS`.
-
-    Args:
-        list_samples (`Callable[..., list[Sample]]`): gives the samples; its argument is RAW where `needs_raw`.
-        needs_raw (`bool`): whether the user brings a folder of downloaded files.
-        notice (`Path`): the licence notice that becomes OUT/LICENSE.
-        description (`str`): what `--help` says.
-    """
-
-    list_samples: Callable[..., list[Sample]]
-    needs_raw: bool
-    notice: Path
-    description: str
-
-
-def list_brain_mri() -> list[Sample]:
-    """
-    Slices of the MNI152 template that the nilearn wheel carries, with masks of grey matter, white matter and brain.
-
-    The template is one average brain, so the test slices show unseen planes of a head that training has seen, not
-    unseen patients. Its left and right halves mirror each other exactly: sagittal slices come from the right half
-    alone, or a test slice would have its own copy in training.
-
-    Returns:
-        `list[Sample]`: up to three a slice; slices keep the template's 1 mm pixels.
-    """
-    try:
-        from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
-    except ImportError:
-        raise InputError('brain-mri needs nilearn, which holds the template: pip install "peft-vlsm[train]"') from None
-    loaders = (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
-    t1, grey, white = (np.asarray(load(resolution=1).dataobj) for load in loaders)
-    intensity = np.round(255 * t1).astype(np.uint8)
-    tissues = {
-        "grey_matter": (grey > 0.5) & (grey >= white),
-        "white_matter": (white > 0.5) & (white > grey),
-        "brain": t1 > 0.2,
-    }
-    samples = []
-    for plane, axis in PLANES.items():
-        shares = {name: volume.mean(axis=tuple({0, 1, 2} - {axis})) for name, volume in tissues.items()}
-        usable = np.flatnonzero(shares["brain"] >= MINIMUM_MASK)
-        if plane == "sagittal":
-            usable = usable[usable >= t1.shape[0] // 2]
-        for index, split in zip(usable.tolist(), split_in_blocks(len(usable)), strict=True):
-            for category, (tissue, class_names) in enumerate(TISSUE_NAMES.items()):
-                if split is None or shares[tissue][index] < MINIMUM_MASK:
-                    continue
-                image_name, mask_name = f"{plane}_{index:03d}.png", f"{plane}_{index:03d}_{tissue}.png"
-                load = partial(load_slice, intensity, tissues[tissue], axis, index)
-                samples.append(Sample(split, image_name, mask_name, category, class_names, load))
-    return samples
-
-
-def split_in_blocks(count: int) -> list[str | None]:
-    """The split of each of `count` consecutive slices, by `SLICE_BLOCKS` over and over; None: left out."""
-    cycle = [split for split, length in SLICE_BLOCKS for _ in range(length)]
-    return [cycle[position % len(cycle)] for position in range(count)]
-
-
-def load_slice(image: np.ndarray, mask: np.ndarray, axis: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """The slice of both volumes with the head (axial: the face) up; sagittal slices look to the left."""
-    step = -1 if axis == PLANES["sagittal"] else 1
-    image, mask = (np.moveaxis(volume, axis, 0)[index, ::step, ::-1].T.copy() for volume in (image, mask))
-    return image, mask
-
-
-DATASETS = {
-    "brain-mri": Dataset(
-        list_brain_mri,
-        needs_raw=False,
-        notice=NOTICES / "brain-mri.txt",
-        description="slices of the MNI152 T1 template: grey matter, white matter, brain; nothing to download",
-    ),
-}
-
-
-def write_dataset(samples: Iterable[Sample], folder: Path) -> dict[str, list[dict]]:
-    """
-    Writes images, masks and annotations; the same samples give the same bytes.
-
-    Args:
-        samples (`Iterable[Sample]`): the samples, in the order of the rows.
+        samples (`Sequence[Sample]`): the samples, in the order of the rows.
         folder (`Path`): an empty folder.
+        dataset ([`Dataset`]): says in which folders a split's files lie, and which notice goes with them.
 
     Returns:
         `dict[str, list[dict]]`: the rows of each split.
 
     Raises:
-        [`InputError`]: an image and its mask do not fit, or a mask is empty.
+        [`InputError`]: an image and its mask do not fit, a mask is empty that may not be, or two files have one name.
     """
     for name in ("anns", "images", "masks"):
         (folder / name).mkdir()
     rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
-    for sample in tqdm(samples, desc="slices and masks", unit="mask"):
-        image, mask = sample.load()
-        rows[sample.split].append(annotate(sample, image, mask, number=len(rows[sample.split])))
-        if not (folder / "images" / sample.image_name).exists():
-            Image.fromarray(image).save(folder / "images" / sample.image_name)
-        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / sample.mask_name)
+    written: dict[Path, object] = {}
+    overview = Overview(len(samples))
+    for sample, image, mask, row in annotate(samples):
+        place = dataset.folders.get(str(sample.split), "")
+        image_file = folder / "images" / place / sample.image_name
+        mask_file = folder / "masks" / place / sample.mask_name
+        if claim(written, image_file, sample.image_key):
+            save_image(sample, image, image_file)
+        if claim(written, mask_file, sample.load):
+            Image.fromarray(mask.astype(np.uint8) * 255).save(mask_file, **encoding(mask_file))
+        rows[str(sample.split)].append(row)
+        overview.add(image, mask, richest_prompt(row))
     for split in SPLITS:
         (folder / "anns" / f"{split}.json").write_text(json.dumps(rows[split], indent=1) + "\n", encoding="utf-8")
+    overview.save(folder / "samples.png")
+    shutil.copyfile(dataset.notice, folder / "LICENSE")
     return rows
 
 
-def annotate(sample: Sample, image: np.ndarray, mask: np.ndarray, number: int) -> dict:
+def claim(written: dict[Path, object], file: Path, owner: object) -> bool:
+    """Whether `file` is still to be written for `owner`; makes its folder. Two owners of one name are an error."""
+    if written.setdefault(file, owner) != owner:
+        raise InputError(f"two different files of RAW would become {file.name}: rename one of them")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return not file.exists()
+
+
+def save_image(sample: Sample, image: np.ndarray, file: Path) -> None:
+    """Copies the published file, or encodes the pixels where the format changes."""
+    if sample.source is not None and sample.source.suffix.lower() == file.suffix.lower():
+        shutil.copyfile(sample.source, file)
+    else:
+        Image.fromarray(image).save(file, **encoding(file))
+
+
+def encoding(file: Path) -> dict[str, int]:
+    """Pillow's options: JPEG, which only the user's own annotations can ask for, in its best quality."""
+    return {"quality": 100, "subsampling": 0} if file.suffix.lower() != ".png" else {}
+
+
+def richest_prompt(row: dict) -> str:
+    """The last prompt of a row, in its first wording."""
+    value = list(row["prompts"].values())[-1]
+    return value if isinstance(value, str) else value[0]
+
+
+def annotate(samples: Sequence[Sample]) -> Iterator[tuple[Sample, np.ndarray, np.ndarray, dict]]:
     """
-    One row of an annotation file.
+    Loads the samples one by one and makes their rows, in the order of the rows.
 
     Args:
-        sample ([`Sample`]): what is annotated.
-        image (`np.ndarray`): its image.
-        mask (`np.ndarray`): its mask.
-        number (`int`): the row's place in its file.
+        samples (`Sequence[Sample]`): the samples; those with a `row` of their own keep it.
 
-    Returns:
-        `dict`: the fields of MedVLSM's rows; `bbox` is the first and the last column and row, as [x0, y0, x1, y1].
+    Yields:
+        `tuple[Sample, np.ndarray, np.ndarray, dict]`: the sample, its image and mask, and a row with the fields of
+        MedVLSM's; `bbox` is the first and the last column and row, as [x0, y0, x1, y1], and of an empty mask
+        [width, height, 0, 0].
+
+    Raises:
+        [`InputError`]: an image and its mask do not fit, or a mask is empty that may not be.
     """
+    numbers: dict[str | None, int] = dict.fromkeys((*SPLITS, None), 0)
+    for sample in tqdm(samples, desc="images and masks", unit="mask"):
+        image, mask = sample.load()
+        number = numbers[sample.split]
+        numbers[sample.split] += 1
+        yield sample, image, mask, sample.row if sample.row is not None else make_row(sample, image, mask, number)
+
+
+def make_row(sample: Sample, image: np.ndarray, mask: np.ndarray, number: int) -> dict:
+    """The row of one sample, of which `number` is the place in its file; see [`annotate`]."""
     try:
-        attributes = measure_attributes(image, mask)
+        empty = sample.may_be_empty and not mask.any()
+        attributes = None if empty else measure_attributes(image, mask)
     except ValueError as error:
         raise InputError(f"{sample.mask_name}: {error}; mend the file or take it out of RAW") from None
+    height, width = mask.shape
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = (width, height, 0, 0) if empty else (columns[0], rows[0], columns[-1], rows[-1])
     return {
-        "bbox": [int(edge) for edge in (columns[0], rows[0], columns[-1], rows[-1])],
+        "bbox": [int(edge) for edge in box],
         "cat": sample.category,
-        "segment_id": Path(sample.mask_name).stem,
+        "segment_id": sample.segment_id or Path(sample.mask_name).stem,
         "img_name": sample.image_name,
         "mask_name": sample.mask_name,
         "sentences": [{"idx": 0, "sent_id": number, "sent": ""}],
         "sentences_num": 1,
-        "prompts": compose_prompts(sample.class_names, attributes),
+        "prompts": sample.describe(sample.class_names, attributes),
     }
 
 
+def check_samples(samples: Sequence[Sample], check: Check) -> None:
+    """Counts over samples without writing them."""
+    for sample, image, mask, row in annotate(samples):
+        check.add(row, sample.image_key, image, mask)
+
+
 def parse_arguments() -> argparse.Namespace:
-    """Reads NAME, RAW where the data set needs it, and OUT from the command line."""
+    """Reads NAME, RAW where the data set needs it, OUT and the flags from the command line."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = parser.add_subparsers(dest="name", metavar="NAME", required=True, title="data sets")
     for name, dataset in DATASETS.items():
         arguments = names.add_parser(name, help=dataset.description, description=dataset.description)
         if dataset.needs_raw:
             arguments.add_argument("raw", metavar="RAW", type=Path, help="the folder with the downloaded files")
-        arguments.add_argument("out", metavar="OUT", type=Path, help="the folder to write, new or empty")
-    return parser.parse_args()
+        arguments.add_argument(
+            "out",
+            metavar="OUT",
+            type=Path,
+            nargs="?",
+            help="the folder to write, new or empty",
+        )
+        arguments.add_argument(
+            "--check", action="store_true", help="count images, empty masks, duplicates and over-long prompts"
+        )
+        arguments.add_argument(
+            "--tokenizer",
+            default=str(EXAMPLES / "tiny_clipseg"),
+            help="the model, a folder or a name on the Hub, whose tokenizer --check measures prompts with. The "
+            "default, the embedded model, knows fewer words than CLIP and so counts more over-long prompts.",
+        )
+        if dataset.needs_raw:
+            arguments.add_argument("--seed", type=int, default=0, help="what drawn splits depend on (default: 0)")
+            arguments.add_argument(
+                "--anns", metavar="DIR", type=Path, help="your own train.json, val.json and test.json of MedVLSM"
+            )
+    parsed = parser.parse_args()
+    if parsed.out is None and not parsed.check:
+        parser.error(f"the following arguments are required: OUT (or {parsed.name} --check)")
+    return parsed
+
+
+def list_samples(arguments: argparse.Namespace) -> tuple[list[Sample], list[Sample]]:
+    """The samples to write, and those that are left out since another split has their image or patient."""
+    dataset = DATASETS[arguments.name]
+    if not dataset.needs_raw:
+        return dataset.list_samples(), []
+    if not arguments.raw.is_dir():
+        raise InputError(f"RAW {arguments.raw} is not a folder: name the one with the downloaded files")
+    samples = dataset.list_samples(arguments.raw)
+    if arguments.anns is not None:
+        return apply_annotations(samples, arguments.anns), []
+    return (samples, []) if arguments.out is None else assign_splits(samples, arguments.seed)
 
 
 @exit_on_input_error
 def main() -> None:
     arguments = parse_arguments()
     dataset = DATASETS[arguments.name]
-    if dataset.needs_raw and not arguments.raw.is_dir():
-        raise InputError(f"RAW {arguments.raw} is not a folder: name the one with the downloaded files")
-    with write_beside(arguments.out) as folder:
-        samples = dataset.list_samples(arguments.raw) if dataset.needs_raw else dataset.list_samples()
-        rows = write_dataset(samples, folder)
-        shutil.copyfile(dataset.notice, folder / "LICENSE")
-    print(f"{arguments.out}: " + ", ".join(f"{split} {len(rows[split])}" for split in SPLITS) + " rows")
+    check = Check(load_tokenizer(arguments.tokenizer)) if arguments.check else None
+    if arguments.out is None and dataset.needs_raw and (arguments.raw / "anns").is_dir() and not arguments.anns:
+        check_written(arguments.raw, check)
+    elif arguments.out is None:
+        check_samples(list_samples(arguments)[0], check)
+    else:
+        with write_beside(arguments.out) as folder:
+            samples, left_out = list_samples(arguments)
+            rows = write_dataset(samples, folder, dataset)
+            if check is not None:
+                check_samples([*samples, *left_out], check)
+        print(f"{arguments.out}: " + ", ".join(f"{split} {len(rows[split])}" for split in SPLITS) + " rows")
+        if missing := [split for split in SPLITS if not rows[split]]:
+            print(
+                f"{' and '.join(missing)} got no row: RAW has too few different images or patients to fill all splits"
+            )
+        if left_out:
+            print(f"left out {len(left_out)} rows whose image or patient another published split has")
+    if check is not None:
+        print(f"{arguments.name}: {check.report()}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""The command line: `python -m peft_vlsm inspect MODEL_OR_ADAPTER` tells where adapters go, or what a saved one is."""
+"""
+The command line.
+
+    python -m peft_vlsm inspect MODEL_OR_ADAPTER    tells where adapters go, or what a saved one is
+    python -m peft_vlsm push OUT REPO               publishes an output folder of finetune.py on the Hub
+"""
 
 import argparse
 from pathlib import Path
@@ -6,6 +11,7 @@ from pathlib import Path
 from peft_vlsm.segmentation.arguments import OneLineParser
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
 from peft_vlsm.segmentation.finetuned import quiet_loading
+from peft_vlsm.segmentation.publishing import push_folder
 from peft_vlsm.tuners.inspection import (
     ADAPTER_CONFIG,
     METHODS,
@@ -27,13 +33,21 @@ def main(argv: list[str] | None = None) -> None:
         argv (`list[str]`, *optional*): the command and its flags. Default: the command line's.
 
     Raises:
-        SystemExit: with status 2 after one line on stderr, if what was given cannot be inspected.
+        SystemExit: with status 2 after one line on stderr, if what was given cannot be inspected or pushed.
     """
     exit_on_input_error(lambda: _run(argv))()
 
 
 def _run(argv: list[str] | None) -> None:
     arguments = _parser().parse_args(argv)
+    if arguments.command == "push":
+        url = push_folder(arguments.folder, arguments.repo, private=arguments.private, revision=arguments.revision)
+        print(f"pushed {arguments.folder} to {url}")
+    else:
+        _inspect(arguments)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
     try:
         with quiet_loading():
@@ -51,7 +65,12 @@ def _run(argv: list[str] | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="python -m peft_vlsm", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(
+        prog="python -m peft_vlsm",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser(
         "inspect",
@@ -64,6 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--variant", help="letters out of V, L and C; default: all that the model can have")
     inspect.add_argument("--layers", choices=("paper", "all"), help="default: paper")
     inspect.add_argument("--adapter_dim", type=int, help="width of the bottleneck; default: 64 dense, 512 shallow")
+    push = commands.add_parser(
+        "push",
+        allow_abbrev=False,
+        help="publish an output folder of finetune.py on the Hub",
+        description="Uploads weights, processor, model card, results and pictures in one commit; nothing else.",
+    )
+    push.add_argument("folder", metavar="OUT", help="an output folder of finetune.py")
+    push.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub; is made where it does not exist")
+    push.add_argument("--private", action="store_true", help="where the repository is made, make it private")
+    push.add_argument("--revision", help="a branch; is made where it does not exist; default: the main one")
     return parser
 
 

@@ -21,12 +21,10 @@ from transformers import (
     CLIPTokenizerFast,
 )
 
-# transformers 4.57 writes the tokenizer in both of its forms, and the image processor under its own name.
 TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
-PROCESSOR_FILES = {"tokenizer.json", "tokenizer_config.json"} | (
-    {"processor_config.json"}
-    if TRANSFORMERS_5
-    else {"preprocessor_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
+# transformers 4.57 writes the tokenizer in both of its forms.
+PROCESSOR_FILES = {"preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"} | (
+    set() if TRANSFORMERS_5 else {"special_tokens_map.json", "vocab.json", "merges.txt"}
 )
 EXAMPLES = Path(__file__).parents[1] / "examples"
 IMAGE_SIZE = 32
@@ -84,8 +82,8 @@ def tiny_clipseg() -> CLIPSegForImageSegmentation:
 
 def remove_processor(folder: Path) -> None:
     """Removes the tokenizer and the image processor from a model's folder."""
-    for name in PROCESSOR_FILES:
-        (folder / name).unlink()
+    for name in PROCESSOR_FILES | {"processor_config.json"}:
+        (folder / name).unlink(missing_ok=True)
 
 
 def remove_tokenizer(folder: Path) -> None:

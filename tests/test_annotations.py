@@ -139,6 +139,13 @@ def test_a_problem_is_named(data, spoil, parts):
         assert part in str(error.value)
 
 
+def test_rows_that_repeat_another_are_kept_and_counted(data, caplog):
+    rows = read_rows(data, "train")
+    write_rows(data, "train", [*rows, rows[0], rows[1] | {"prompts": {"p1": "another"}}])
+    assert len(read_annotations(data, "train")) == 8
+    assert "train.json: 1 rows repeat another one" in caplog.text
+
+
 def test_further_rows_with_problems_are_counted(data):
     rows = read_rows(data, "train")
     for row in rows[2:]:

@@ -110,6 +110,18 @@ def test_colour_of_a_greyscale_image_is_relative_to_its_brightest(level, word, w
     assert measure_attributes(np.stack([image] * 3, axis=-1), mask).colour == word
 
 
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_one_coloured_pixel_makes_a_colour_image(channel):
+    image = np.full((SIDE, SIDE, 3), 128, dtype=np.uint8)
+    mask = draw(("ellipse", box(1.5, 1.5, 50)))
+    image[mask] = 70
+    assert measure_attributes(image, mask).colour == "gray"
+    image[mask] = 20
+    assert measure_attributes(image, mask).colour == "dark"
+    image[0, 0, channel] = 129
+    assert measure_attributes(image, mask).colour == "black"
+
+
 def test_black_image_is_dark():
     assert measure_attributes(np.zeros_like(GREY), draw(("ellipse", box(1.5, 1.5, 50)))).colour == "dark"
 

@@ -2,6 +2,7 @@
 
 import shutil
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from peft_vlsm.segmentation.annotations import AnnotationRow, read_annotations
 from peft_vlsm.segmentation.dataset import SegmentationDataset
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.images import check_pair, open_image, open_mask, open_pair
+from peft_vlsm.segmentation.images import ImageBytes, check_pair, open_image, open_mask, open_pair
 from peft_vlsm.segmentation.transforms import fit_processor, mask_to_tensor, prompts_to_tensors
 
 
@@ -109,8 +110,8 @@ def test_masks_are_thresholded_at_half(tmp_path, suffix, options):
 
 
 def test_half_itself(tmp_path):
-    grey = np.array([[0, 127, 128, 255]], np.uint8)
-    assert open_mask(_save(grey, tmp_path / "mask.png")).tolist() == [[False, False, True, True]]
+    grey = np.array([[0, 127, 128, 255, 255]], np.uint8)
+    assert open_mask(_save(grey, tmp_path / "mask.png")).tolist() == [[False, False, True, True, True]]
 
 
 def test_an_empty_mask_is_fine(tmp_path):
@@ -183,10 +184,117 @@ def test_a_damaged_file_is_named(data, processor, kind, spoil, problem):
         SegmentationDataset(rows, processor)[1]
 
 
-def test_a_decompression_bomb_is_named(data, processor, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(InputError, match="images/train_0.png cannot be read"):
+@pytest.mark.parametrize("limit", [100, 1000])
+def test_a_decompression_bomb_is_named(data, processor, monkeypatch, limit):
+    """Above the limit Pillow only warns, above twice as much it raises."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(InputError, match=f"train_0.png cannot be read as an image: it has more than {limit:,} pixels"):
         SegmentationDataset(read_annotations(data, "train"), processor)
+
+
+def test_a_bomb_of_a_few_bytes_is_named(tmp_path):
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)), (b"IDAT", b"")):
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    (tmp_path / "bomb.png").write_bytes(content)
+    with pytest.raises(InputError, match="more than 89,478,485 pixels; crop or shrink it"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_damaged_files_end_in_an_input_error_and_nothing_else(tmp_path):
+    """Pillow's readers meet damage with errors of many kinds."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (12, 10, 3), dtype=np.uint8))
+    refused = 0
+    for suffix in ("png", "jpg", "tif", "bmp", "gif", "webp", "ppm"):
+        picture.save(tmp_path / f"image.{suffix}")
+        content = (tmp_path / f"image.{suffix}").read_bytes()
+        for _ in range(60):
+            spoilt = bytearray(content[: rng.integers(1, len(content) + 1)])
+            for place in rng.integers(0, len(spoilt), 3):
+                spoilt[place] = rng.integers(256)
+            try:
+                open_image(ImageBytes(f"image.{suffix}", bytes(spoilt)))
+            except InputError:
+                refused += 1
+    assert refused > 200
+
+
+def _grey_mask(*levels):
+    return np.repeat(np.array([[0, 255, *levels]], np.uint8), 20, axis=0).repeat(10, axis=1)
+
+
+def _palette(colours):
+    image = Image.fromarray(np.arange(20).reshape(4, 5).astype(np.uint8) % 2)
+    image.putpalette(sum(colours, ()))
+    return image
+
+
+MASKS = {
+    "many greys": (Image.linear_gradient("L"), "of this mask that are not black are grey"),
+    "noise": (Image.effect_noise((64, 64), 80), "of this mask that are not black are grey"),
+    "three classes": (Image.fromarray(_grey_mask(128)), "or save a mask for each class"),
+    "class numbers": (Image.fromarray(_grey_mask() // 255 * 2), "the brightest pixel of this mask is 2"),
+    "a red palette": (_palette([(0, 0, 0), (255, 0, 0)]), "the brightest pixel of this mask is 76"),
+    "transparency": (Image.new("LA", (8, 8), (255, 0)), "has transparent pixels"),
+    "16 bits": (Image.new("I;16", (8, 8)), "more than 8 bits"),
+    "floats": (Image.new("F", (8, 8)), "more than 8 bits"),
+}
+
+
+@pytest.mark.parametrize("image, problem", MASKS.values(), ids=MASKS)
+def test_a_mask_that_is_not_black_and_white_is_refused(tmp_path, image, problem):
+    path = tmp_path / ("mask.tif" if image.mode == "F" else "mask.png")
+    image.save(path)
+    with pytest.raises(InputError, match=problem):
+        open_mask(path)
+
+
+def test_a_mask_with_smooth_edges_is_fine(tmp_path):
+    large = Image.new("L", (160, 160))
+    large.paste(255, (30, 30, 90, 110))
+    small = large.resize((37, 37), Image.Resampling.BILINEAR)
+    assert np.array_equal(open_mask(_save(np.asarray(small), tmp_path / "mask.png")), np.asarray(small) > 127)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA", "CMYK"])
+def test_masks_of_every_8_bit_mode(tmp_path, mode):
+    grey = Image.fromarray(_grey_mask())
+    path = tmp_path / ("mask.tif" if mode == "CMYK" else "mask.png")
+    (_palette([(0, 0, 0), (255, 255, 255)]) if mode == "P" else grey.convert("RGB").convert(mode)).save(path)
+    assert 0 < open_mask(path).mean() < 1
+
+
+def test_an_animation_is_refused_and_one_frame_is_an_image(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for suffix in ("gif", "png", "webp"):
+        frames[0].save(tmp_path / f"still.{suffix}")
+        assert open_image(tmp_path / f"still.{suffix}").size == (8, 8)
+        frames[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=frames[1:])
+        with pytest.raises(InputError, match=f"moving.{suffix} holds several pages or frames"):
+            open_image(tmp_path / f"moving.{suffix}")
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
+    _palette([(10, 20, 30), (200, 100, 50)]).save(tmp_path / "image.png", transparency=b"\x00\xff")
+    assert open_image(tmp_path / "image.png").getpixel((1, 0)) == (200, 100, 50)
+
+
+def test_the_content_of_a_file_is_read_as_the_file(data):
+    path = data / "images" / "train_0.png"
+    assert open_image(ImageBytes("cell 3", path.read_bytes())).tobytes() == open_image(path).tobytes()
+    with pytest.raises(InputError, match="cell 3 is not an image that Pillow reads, but an empty file"):
+        open_image(ImageBytes("cell 3", b""))
+
+
+def test_the_user_may_name_the_prompt_or_give_one(data, processor):
+    rows = read_annotations(data, "train")
+    for options, prompt in (({"prompt": "p1"}, "disc"), ({"prompt": "p0"}, ""), ({"override_prompt": "it"}, "it")):
+        for seed in (None, 3):
+            dataset = SegmentationDataset(rows, processor, seed, **options)
+            assert {dataset.prompt(place) for place in range(6)} == {dataset[0].prompt} == {prompt}
+    with pytest.raises(InputError, match="train_0.png has no prompt p7; it has p1, p2, p3"):
+        SegmentationDataset(rows, processor, prompt="p7")
 
 
 def test_a_mask_of_another_size_is_named_with_its_image_before_training(data, processor):

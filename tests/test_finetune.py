@@ -30,11 +30,12 @@ from peft_vlsm.architectures import unreached_parameters
 from peft_vlsm.segmentation.annotations import read_annotations
 from peft_vlsm.segmentation.dataset import SegmentationDataset
 from peft_vlsm.segmentation.finetuned import load_base, load_finetuned
+from peft_vlsm.segmentation.segmenter import run_segmenter
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "finetune.py"
-RESULT_FILES = {"all_results.json", "samples.png"}
+RESULT_FILES = {"all_results.json", "samples.png", "curves.png", "log.jsonl", "README.md"}
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-DECODER_FILES = {"decoder_config.json", "decoder.safetensors"}
+DECODER_FILES = {"config.json", "decoder_config.json", "decoder.safetensors"}
 FULL_FILES = {"config.json", "model.safetensors"}
 
 
@@ -73,6 +74,7 @@ METHODS = {
     "shallow": (["--method", "shallow"], ADAPTER_FILES, "VL", 512),
     "shallow and decoder": (["--method", "shallow", "--train_decoder"], ADAPTER_FILES, "VL", 512),
     "lora": (["--method", "lora"], ADAPTER_FILES, "VL", 16),
+    "ia3": (["--method", "ia3"], ADAPTER_FILES, "VL", None),
     "lora V and decoder": (
         ["--method", "lora", "--variant", "V", "--adapter_dim", 2, "--train_decoder"],
         ADAPTER_FILES,
@@ -89,7 +91,8 @@ def test_a_method(run, finetune, base, shared_data, tmp_path, flags, files, vari
     out = tmp_path / "out"
     results = run(*flags)
 
-    assert {file.name for file in out.iterdir()} == files | PROCESSOR_FILES | RESULT_FILES
+    written = {file.name for file in out.iterdir()}
+    assert written == files | PROCESSOR_FILES | RESULT_FILES | {"step_2", "step_3"}
     assert results["method"] == flags[1] and results["seed"] == 42 and results["image_size"] == 32
     assert (results["variant"], results["adapter_dim"]) == (variant, adapter_dim)
     assert results["learning_rate"] == (3e-4 if flags[1] == "shallow" else 1e-3)
@@ -120,7 +123,7 @@ def test_a_method(run, finetune, base, shared_data, tmp_path, flags, files, vari
     assert (again["dice"], again["iou"]) == pytest.approx((results["test_dice"], results["test_iou"]))
     batch = next(iter(loader))
     with torch.no_grad():
-        change = finetune.mask_logits(model, batch) - finetune.mask_logits(base_model, batch)
+        change = run_segmenter(model, batch).logits - run_segmenter(base_model, batch).logits
     assert change.abs().max() > 1e-6, "training changed nothing"
 
 
@@ -281,20 +284,21 @@ def test_the_papers_settings_are_the_default(finetune, tmp_path):
     assert (args.learning_rate, args.weight_decay, args.max_grad_norm) == (1e-3, 1e-3, 0.5)
     assert (args.per_device_train_batch_size, args.num_train_epochs, args.seed) == (32, 200, 42)
     assert (finetune.PLATEAU_FACTOR, finetune.PLATEAU_PATIENCE) == (0.3, 5)
-    assert (finetune.STOPPING_PATIENCE, finetune.STOPPING_MIN_DELTA) == (20, 1e-4)
+    assert (args.early_stopping_patience, finetune.STOPPING_MIN_DELTA) == (20, 1e-4)
 
 
 def test_another_method_replaces_the_results_only_when_told(run, tmp_path, capsys):
     out = tmp_path / "out"
     run("--method", "decoder")
     (out / "notes.txt").write_text("the user's own")
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     with pytest.raises(SystemExit) as stop:
         run("--method", "full")
     assert stop.value.code == 2 and "--overwrite_output_dir" in capsys.readouterr().err
-    assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+    assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     assert run("--method", "full", "--overwrite_output_dir")["method"] == "full"
-    assert {file.name for file in out.iterdir()} == FULL_FILES | PROCESSOR_FILES | RESULT_FILES | {"notes.txt"}
+    written = {file.name for file in out.iterdir()}
+    assert written == FULL_FILES | PROCESSOR_FILES | RESULT_FILES | {"notes.txt", "step_2", "step_3"}
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_files(run, base, tmp_path, capsys):
@@ -359,7 +363,10 @@ FLAG_PROBLEMS = {
     "method": (["--method", "adapter"], "--method"),
     "variant": (["--variant", "VX"], "variant is 'VX'"),
     "repeated variant": (["--method", "shallow", "--variant", "VV"], "variant is 'VV'"),
-    "lora variant": (["--method", "lora", "--variant", "VLC"], "variant is 'VLC'; allowed for LoRA: V, L or VL"),
+    "lora variant": (
+        ["--method", "lora", "--variant", "VLC"],
+        "variant is 'VLC'; allowed for peft's own methods: V, L or VL",
+    ),
     "empty lora variant": (["--method", "lora", "--variant", "X"], "variant is 'X'"),
     "decoder variant": (["--method", "decoder", "--variant", "V"], "--variant V does nothing with --method decoder"),
     "full adapter_dim": (["--method", "full", "--adapter_dim", 3], "--adapter_dim 3 does nothing with --method full"),

@@ -1,6 +1,7 @@
 """The card of a saved adapter holds lines that load it where `import peft_vlsm` has not been said yet."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -23,8 +24,11 @@ def snippets(card):
     return re.findall(r"```python\n(import peft_vlsm.*?)```", card.read_text(), re.DOTALL)
 
 
-def test_the_snippet_runs_as_it_stands(adapted, tmp_path):
+@pytest.mark.parametrize("beside", [[], ["tokenizer_config.json"]], ids=["alone", "with a tokenizer"])
+def test_the_snippet_runs_as_it_stands(adapted, base, tmp_path, beside):
     adapted.save_pretrained(tmp_path / "out", save_embedding_layers=False)
+    for name in beside:
+        shutil.copy(base / name, tmp_path / "out")
     (code,) = snippets(tmp_path / "out" / "README.md")
     assert "KeyError: 'VLSM_DENSE_ADAPTER'" in code
     code = code.replace("this adapter's folder, or its name on the Hub", str(tmp_path / "out"))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from peft_vlsm.segmentation import pictures
-from peft_vlsm.segmentation.pictures import CELL, GAP, Sample, contact_sheet, overlay
+from peft_vlsm.segmentation.pictures import CELL, GAP, Sample, contact_sheet, heat_map, overlay
 
 
 def _square(side):
@@ -58,6 +58,51 @@ def test_a_row_grows_with_its_prompt():
         for text in ("disc", "a long prompt " * 60)
     ]
     assert heights[1] > heights[0] + CELL
+
+
+def test_a_note_stands_above_the_prompt():
+    image = Image.new("RGB", (64, 64))
+    plain, noted = (
+        np.asarray(contact_sheet([Sample(image, "disc", _square(64), _square(64), 1.0, note)])).astype(int)
+        for note in ("", "worst 1: a.png, p3")
+    )
+    prompts = slice(CELL + 2 * GAP, 2 * (CELL + GAP))
+    ink = [(sheet[36:, prompts] < 128).all(axis=2).any(axis=1) for sheet in (plain, noted)]
+    assert ink[1].nonzero()[0].max() > ink[0].nonzero()[0].max() + 20, "the prompt moved down"
+    plain[:, prompts] = noted[:, prompts] = 0
+    assert np.array_equal(plain, noted)
+
+
+def _field_colors(picture, columns):
+    """The colours that fill the picture's fields, each with its number of pixels, the most frequent first."""
+    counts = sorted(((count, color) for count, color in picture.getcolors(1 << 24)), reverse=True)
+    return [color for _, color in counts if color != (255, 255, 255)][:columns]
+
+
+def test_a_heat_map_is_lighter_where_scores_are_higher():
+    def color(value):
+        return _field_colors(heat_map(np.array([[value]]), ["a"], ["b"], "Dice"), 1)[0]
+
+    assert sum(color(0.1)) < sum(color(0.5)) < sum(color(0.95))
+    assert color(10.0) == color(1.0) != color(0.5)
+
+
+def test_a_heat_map_has_a_field_for_each_value_and_none_for_what_is_missing():
+    colors = _field_colors(heat_map(np.array([[0.0, 0.5], [1.0, np.nan]]), ["a", "b"], ["c", "d"], "Dice"), 3)
+    assert len(set(colors)) == 3
+    plain = heat_map(np.full((1, 1), np.nan), ["a"], ["b"], "Dice")
+    assert plain.getpixel((plain.width // 2 + 25, plain.height // 3)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("name", ["$a$b", "grün", "a_b^c{", "x" * 80])
+def test_a_heat_map_takes_any_name(name):
+    narrow, wide = (heat_map(np.eye(2), [other, "b"], [other, "d"], other) for other in ("a", name))
+    assert wide.mode == "RGB" and wide.width >= narrow.width
+
+
+def test_a_heat_map_grows():
+    one, many = (heat_map(np.zeros(shape), ["a"] * shape[0], ["b"] * shape[1], "Dice") for shape in ((1, 1), (8, 9)))
+    assert many.width > 3 * one.width and many.height > 2 * one.height
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from builders import load_example, move_trainable_weights, tiny_processor, write
 from peft import LoraConfig, get_peft_model
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
+from segmenters import write_sam3_model
 from torch.nn import functional
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+from transformers.models.clipseg.modeling_clipseg import CLIPSegEncoderLayer
 
 from peft_vlsm import DenseAdapterConfig, ShallowAdapterConfig
 from peft_vlsm.segmentation.finetuned import load_base, load_finetuned, save_finetuned
@@ -88,8 +91,9 @@ def _logits(adapter, *files, side=32):
             image = ImageOps.exif_transpose(opened).convert("RGB")
         answers = []
         for prompt in PROMPTS:
-            inputs = processor(text=[prompt], images=[image], return_tensors="pt")
-            logits = model(**inputs).logits.reshape(1, 1, side, side)
+            tokens = processor.tokenizer([prompt], return_tensors="pt")
+            pixels = processor.image_processor(image, return_tensors="pt")
+            logits = model(**tokens, **pixels).logits.reshape(1, 1, side, side)
             answers.append(functional.interpolate(logits, size=image.size[::-1], mode="bilinear")[0, 0])
         yield torch.stack(answers).numpy()
 
@@ -189,25 +193,31 @@ def test_one_prompt_needs_no_label_map(run, images):
 
 
 @pytest.mark.parametrize("kind", ["dense", "shallow", "full"])
-def test_batches_change_nothing_and_each_prompt_is_embedded_once(run, finetuned, monkeypatch, tmp_path, kind):
-    seen, batches = [], []
-    embed, forward = CLIPSegForImageSegmentation.get_conditional_embeddings, CLIPSegForImageSegmentation.forward
+def test_batches_change_nothing_and_each_prompt_and_image_is_embedded_once(
+    run, finetuned, monkeypatch, tmp_path, kind
+):
+    """Of four images and two prompts, by the rows that reach the first layer of an encoder."""
+    rows, batches = Counter(), []
+    layer_forward, forward = CLIPSegEncoderLayer.forward, CLIPSegForImageSegmentation.forward
 
-    def noted_embed(self, *args, **inputs):
-        seen.append(len(inputs["input_ids"]))
-        return embed(self, *args, **inputs)
+    def noted_layer(self, hidden_states, *args, **inputs):
+        rows[hidden_states.shape[-1]] += len(hidden_states)
+        return layer_forward(self, hidden_states, *args, **inputs)
 
     def noted_forward(self, *args, **inputs):
         batches.append(len(inputs["pixel_values"]))
         return forward(self, *args, **inputs)
 
-    monkeypatch.setattr(CLIPSegForImageSegmentation, "get_conditional_embeddings", noted_embed)
+    monkeypatch.setattr(CLIPSegEncoderLayer, "forward", noted_layer)
     monkeypatch.setattr(CLIPSegForImageSegmentation, "forward", noted_forward)
-    outputs = [
-        run("--batch_size", size, "--save_probabilities", adapter=finetuned / kind, output=tmp_path / str(size))
-        for size in (1, 3, 16)
-    ]
-    assert seen == [2, 2, 2] and batches == [1] * 8 + [3, 3, 2] + [8]
+    outputs = []
+    for size in (1, 3, 16):
+        output = tmp_path / str(size)
+        outputs.append(run("--batch_size", size, "--save_probabilities", adapter=finetuned / kind, output=output))
+        # The text states have 16 features and the vision states 24, in four layers each.
+        assert rows == {16: 4 * 2, 24: 4 * 4}
+        rows.clear()
+    assert batches == [1] * 8 + [3, 3, 2] + [8]
     for file in (outputs[0] / "probabilities").rglob("*.npy"):
         for other in outputs[1:]:
             assert np.allclose(np.load(file), np.load(other / file.relative_to(outputs[0])), atol=1e-6)
@@ -231,6 +241,143 @@ def test_another_image_size(run, finetuned, images):
     (logits,) = _logits(finetuned / "dense", images / "wide.tif", side=64)
     probabilities = np.load(output / "probabilities" / FOLDERS[1] / "wide.npy")
     assert np.allclose(probabilities, 1 / (1 + np.exp(-logits[1])), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def sam3(tmp_path_factory):
+    """A SAM3 and an adapter for it, trained with images of 64 pixels a side."""
+    folder = tmp_path_factory.mktemp("sam3")
+    model, processor = load_base(str(write_sam3_model(folder / "base")))
+    model = get_peft_model(model, DenseAdapterConfig(variant="VLC", adapter_dim=4, cond_adapter_dim=4))
+    move_trainable_weights(model)
+    save_finetuned(model, processor, folder / "adapter")
+    return folder
+
+
+@pytest.mark.parametrize("side", [64, 32], ids=["the size of training", "another size"])
+def test_sam3_and_its_presence(run, sam3, images, side):
+    output = run("--image_size", side, "--save_probabilities", adapter=sam3 / "adapter", image=images / "wide.tif")
+    model, processor = load_finetuned(sam3 / "adapter", image_size=side)
+    with Image.open(images / "wide.tif") as image:
+        pixels = processor.image_processor(image.convert("RGB"), size={"height": side, "width": side})
+    pixels = torch.from_numpy(np.stack(pixels["pixel_values"]))
+    for number, row in enumerate(_rows(output)):
+        with torch.no_grad():
+            tokens = processor.tokenizer([PROMPTS[number]], return_tensors="pt")
+            answer = model(**tokens, pixel_values=pixels)
+        logits = functional.interpolate(answer.semantic_seg, size=(side, side), mode="bilinear")
+        logits = functional.interpolate(logits, size=(23, 57), mode="bilinear")[0, 0]
+        probabilities = np.load(output / "probabilities" / FOLDERS[number] / "wide.npy")
+        assert np.allclose(probabilities, logits.sigmoid(), atol=1e-5)
+        assert float(row["presence"]) == pytest.approx(answer.presence_logits.sigmoid().item(), abs=1e-5)
+
+
+def _write_table(file, *rows):
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        csv.writer(opened).writerows(rows)
+    return file
+
+
+@pytest.fixture
+def run_table(predict, finetuned, tmp_path, monkeypatch):
+    """Runs the script on a table; returns the output folder."""
+
+    def run_table(table, *flags):
+        argv = ["--adapter", finetuned / "dense", "--csv", table, "--output", tmp_path / "out", *flags]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, argv)])
+        predict.main()
+        return tmp_path / "out"
+
+    return run_table
+
+
+def test_a_table_of_images_and_prompts(run, run_table, images, tmp_path, capsys):
+    shutil.copytree(images, tmp_path / "data" / "images")
+    table = _write_table(
+        tmp_path / "data" / "table.csv",
+        ["note", "prompt", "image"],
+        ["", PROMPTS[1], "images/wide.tif"],
+        ["", PROMPTS[0], "images/test_0.png"],
+        ["", PROMPTS[0], "images/wide.tif"],
+        ["again", PROMPTS[1], "images/wide.tif"],
+        ["", "Red disc", "images/test_0.png"],
+    )
+    output = run_table(table, "--save_probabilities")
+    assert "passed over 1 rows of" in (out := capsys.readouterr().out) and "4 masks of 2 images" in out
+    folder = tmp_path.resolve() / "data" / "images"
+    assert [(row["image"], row["prompt"], row["label"], row["slice"]) for row in _rows(output)] == [
+        (str(folder / "wide.tif"), PROMPTS[1], "1", ""),
+        (str(folder / "wide.tif"), PROMPTS[0], "2", ""),
+        (str(folder / "test_0.png"), PROMPTS[0], "2", ""),
+        (str(folder / "test_0.png"), "Red disc", "3", ""),
+    ]
+    plain = run("--save_probabilities", output=tmp_path / "plain")
+    pairs = {"1-one-blue-disc": FOLDERS[1], "2-red-disc": FOLDERS[0]}
+    for ours, theirs in pairs.items():
+        files = [folder / name / "wide.npy" for folder, name in ((output, ours), (plain, theirs))]
+        files = [file.parents[1] / "probabilities" / file.parent.name / file.name for file in files]
+        assert np.allclose(*map(np.load, files), atol=1e-6)
+    assert not (output / "masks" / "1-one-blue-disc" / "test_0.png").exists()
+    assert set(np.unique(_read(output / "label_maps" / "test_0.png"))) <= {0, 2, 3}
+
+
+TABLE_PROBLEMS = {
+    "missing": (None, "table.csv cannot be read"),
+    "empty": ([], "lacks the column 'image'; its first line names: none"),
+    "no row": ([["image", "prompt"]], "has no row"),
+    "column": ([["image", "text"], ["a.png", "disc"]], "lacks the column 'prompt'; its first line names: image, text"),
+    "prompt": ([["image", "prompt"], ["a.png", " "]], "table.csv line 2: the prompt ' ' is empty"),
+    "short row": ([["image", "prompt"], ["a.png"]], "table.csv line 2: the prompt '' is empty"),
+    "image": ([["image", "prompt"], ["no.png", "disc"]], "table.csv line 2: the image 'no.png' is not there"),
+    "no image": ([["image", "prompt"], ["", "disc"]], "table.csv line 2: the image '' is not there"),
+    "outside": ([["image", "prompt"], ["../a.png", "disc"]], "'../a.png' lies outside the table's folder"),
+    "absolute": ([["image", "prompt"], ["/etc/passwd", "disc"]], "'/etc/passwd' lies outside the table's folder"),
+    "null": ([["image", "prompt"], ["a\0.png", "disc"]], "line"),
+    "not an image": ([["image", "prompt"], ["table.csv", "disc"]], "table.csv is not an image"),
+}
+
+
+@pytest.mark.parametrize("rows, problem", TABLE_PROBLEMS.values(), ids=TABLE_PROBLEMS)
+def test_tables_that_cannot_serve(run_table, images, tmp_path, capsys, rows, problem):
+    (tmp_path / "data").mkdir()
+    shutil.copy(images / "test_0.png", tmp_path / "a.png")
+    shutil.copy(images / "test_0.png", tmp_path / "data" / "a.png")
+    table = tmp_path / "data" / "table.csv"
+    if rows is not None:
+        _write_table(table, *rows)
+    _assert_one_line(lambda: run_table(table), tmp_path, capsys, problem)
+
+
+@pytest.mark.parametrize("flags", [["--image", "a.png"], ["--prompt", "disc"]], ids=["image", "prompt"])
+def test_a_table_beside_flags(run_table, tmp_path, capsys, flags):
+    problem = f"--csv {tmp_path / 't.csv'} names images and prompts itself; leave out {flags[0]}"
+    _assert_one_line(lambda: run_table(tmp_path / "t.csv", *flags), tmp_path, capsys, problem)
+
+
+def test_a_scan_becomes_slices_and_a_volume_of_masks(run, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    voxels = np.random.default_rng(0).integers(0, 900, (20, 30, 3)).astype(np.int16)
+    affine = np.array([[0, -2.0, 0, 9], [1.5, 0, 0, -4], [0, 0, -3.0, 1], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
+    output = run("--threshold", 0.45, image=tmp_path / "scan.nii.gz", output=tmp_path / "out")
+    assert [row["slice"] for row in _rows(output)] == ["0", "0", "1", "1", "2", "2"]
+    for folder in FOLDERS:
+        volume = nibabel.load(output / "volumes" / folder / "scan.nii.gz")
+        masks = np.asarray(volume.dataobj)
+        assert volume.shape == voxels.shape and np.array_equal(volume.affine, affine)
+        assert volume.get_data_dtype() == np.uint8 and set(np.unique(masks)) <= {0, 1}
+        # Down in the file is up in the patient; its first axis runs to the front and its second one to the left.
+        for index in range(3):
+            shown = _read(output / "masks" / folder / f"scan-00{index}.png") > 0
+            assert shown.shape == (20, 30)
+            assert np.array_equal(shown, masks[::-1, :, 2 - index])
+    assert 0.01 < masks.mean() < 0.99
+
+
+def test_bad_scans(run, tmp_path, capsys):
+    pytest.importorskip("nibabel")
+    (tmp_path / "scan.nii.gz").write_bytes(b"no scan")
+    _assert_one_line(run, tmp_path, capsys, "scan.nii.gz cannot be read as NIfTI", image=tmp_path / "scan.nii.gz")
 
 
 def test_a_base_model_that_moved_is_given(run, base, finetuned, images, tmp_path):

@@ -12,13 +12,14 @@ from PIL import Image, ImageColor
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.prediction import Prediction
 from peft_vlsm.segmentation.prediction_folder import (
-    MAXIMUM_PROMPTS,
+    PROMPTS_OF_8_BITS,
     PredictionFolder,
     find_images,
     name_color,
     name_images,
     name_prompt,
 )
+from peft_vlsm.segmentation.slices import Slice
 
 NFC, NFD = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
 IMAGE_NAMES = {
@@ -65,8 +66,8 @@ def test_names_of_prompts(prompt, name, tmp_path):
 
 
 def test_every_prompt_has_a_colour_of_its_own():
-    colors = {ImageColor.getrgb(name_color(number)) for number in range(1, MAXIMUM_PROMPTS + 1)}
-    assert len(colors) == MAXIMUM_PROMPTS
+    colors = {ImageColor.getrgb(name_color(number)) for number in range(1, PROMPTS_OF_8_BITS + 1)}
+    assert len(colors) == PROMPTS_OF_8_BITS
 
 
 def test_a_folder_gives_its_images_in_order(tmp_path):
@@ -91,8 +92,8 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
 
 
 def test_a_file_name_that_is_not_unicode(tmp_path):
-    file = Path(os.fsdecode(b"/data/caf\xe9.png"))
-    results = PredictionFolder(tmp_path, [file], ["disc"], 0.5, False)
+    file = Slice(Path(os.fsdecode(b"/data/caf\xe9.png")))
+    results = PredictionFolder(tmp_path, {file: [0]}, ["disc"], 0.5, False)
     results.add(Prediction(file, Image.new("RGB", (4, 3)), 0, torch.ones(3, 4)))
     results.write_tables()
     assert (tmp_path / "masks" / "1-disc" / "caf_.png").is_file()
@@ -100,9 +101,28 @@ def test_a_file_name_that_is_not_unicode(tmp_path):
 
 
 def test_the_higher_logit_wins_where_both_probabilities_round_to_one(tmp_path):
-    file, image = Path("a.png"), Image.new("RGB", (3, 1))
-    results = PredictionFolder(tmp_path, [file], ["disc", "ring"], 0.5, False)
+    file, image = Slice(Path("a.png")), Image.new("RGB", (3, 1))
+    results = PredictionFolder(tmp_path, {file: [0, 1]}, ["disc", "ring"], 0.5, False)
     results.add(Prediction(file, image, 0, torch.tensor([[40.0, 50.0, 0.0]])))
     results.add(Prediction(file, image, 1, torch.tensor([[50.0, 40.0, 0.0]])))
     with Image.open(tmp_path / "label_maps" / "a.png") as labels:
         assert np.asarray(labels).tolist() == [[2, 1, 0]], "a probability of exactly one half is background"
+
+
+def test_label_maps_of_more_than_255_prompts_have_16_bits(tmp_path):
+    """As a table may ask for them, a few an image."""
+    place, prompts = Slice(Path("a.png")), [f"disc {number}" for number in range(300)]
+    results = PredictionFolder(tmp_path, {place: [1, 299]}, prompts, 0.5, False)
+    results.add(Prediction(place, Image.new("RGB", (2, 1)), 1, torch.tensor([[1.0, -1.0]])))
+    results.add(Prediction(place, Image.new("RGB", (2, 1)), 299, torch.tensor([[-1.0, 1.0]])))
+    with Image.open(tmp_path / "label_maps" / "a.png") as labels:
+        assert np.asarray(labels).tolist() == [[2, 300]]
+
+
+def test_presence_is_a_column(tmp_path):
+    place = Slice(Path("a.png"))
+    results = PredictionFolder(tmp_path, {place: [0]}, ["disc"], 0.5, False)
+    results.add(Prediction(place, Image.new("RGB", (2, 1)), 0, torch.ones(1, 2), presence=0.25))
+    results.write_tables()
+    header, row = (tmp_path / "results.csv").read_text().splitlines()
+    assert dict(zip(header.split(","), row.split(","), strict=True))["presence"] == "0.25"

@@ -160,6 +160,15 @@ def test_command_line_gives_the_same_bytes_again(brain, tmp_path):
     assert all((brain / name).read_bytes() == (again / name).read_bytes() for name in files)
 
 
+def test_check_counts_and_writes_nothing(capsys, monkeypatch, tmp_path, rows):
+    monkeypatch.chdir(tmp_path)
+    run("brain-mri", "--check")
+    every = [row for split in rows.values() for row in split]
+    counts = f"images {len({row['img_name'] for row in every})}, rows {len(every)}"
+    assert f"brain-mri: {counts}, empty masks 0, duplicates 0 " in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

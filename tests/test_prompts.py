@@ -1,10 +1,13 @@
-"""Random prompts follow from seed, epoch and row alone; evaluation's are fixed."""
+"""Random prompts follow from seed, epoch and row alone; evaluation's are fixed; the user may name one."""
 
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from peft_vlsm.segmentation.annotations import AnnotationRow
-from peft_vlsm.segmentation.prompts import evaluation_prompt, random_prompt
+from peft_vlsm.segmentation.errors import InputError
+from peft_vlsm.segmentation.prompts import check_prompt_choice, choose_prompt, evaluation_prompt, random_prompt
 
 PROMPTS = {"p1": ["a"], "p2": ["b", "c"], "p10": ["d", "e", "f", "g"]}
 
@@ -40,3 +43,26 @@ def test_the_draws_themselves_are_pinned():
 
 def test_evaluation_takes_the_first_string_of_the_highest_number():
     assert evaluation_prompt(_row(0)) == evaluation_prompt(_row(5)) == "d"
+
+
+@pytest.mark.parametrize(
+    "choice, seed, prompts", [("p0", None, {""}), ("p2", None, {"b"}), ("p2", 7, {"b", "c"}), ("random", None, {"d"})]
+)
+def test_a_named_prompt_is_taken(choice, seed, prompts):
+    assert {choose_prompt(_row(index), choice, seed, epoch=0) for index in range(20)} == prompts
+
+
+def test_random_is_what_it_always_was():
+    rows = [_row(index) for index in range(30)]
+    assert [choose_prompt(row, "random", 7, 3) for row in rows] == [random_prompt(row, 7, 3) for row in rows]
+
+
+def test_a_row_without_the_named_prompt_is_named():
+    with pytest.raises(InputError, match="image.png has no prompt p3; it has p1, p2, p10"):
+        choose_prompt(_row(0), "p3", None, 0)
+
+
+@pytest.mark.parametrize("choice", ["", "p", "p01", "p-1", "P1", "Random", "p1 "])
+def test_an_unknown_choice_is_named(choice):
+    with pytest.raises(InputError, match="give random, or one of p0 to p9"):
+        check_prompt_choice(choice)

@@ -35,6 +35,10 @@ CLIPSEG = Architecture(
     # transformers 4.57 calls `clip.vision_model` itself where 5.x calls `clip.get_image_features`.
     hidden_methods=("clip.get_image_features", "clip.get_text_features", "clip.vision_model.forward"),
     masks="logits",
+    image_embedding="clip.vision_model.forward",
+    text_embedding="clip.get_text_features",
+    head=("decoder",),
+    patch_size="vision_config.patch_size",
     image_size=352,
     image_mean=(0.485, 0.456, 0.406),
     image_std=(0.229, 0.224, 0.225),

@@ -63,6 +63,15 @@ class Architecture:
         outer_methods (`tuple[str, ...]`): methods that a user calls and that hide the encoders under `torch.no_grad`.
         hidden_methods (`tuple[str, ...]`): the methods that run hidden in there.
         masks (`str`, *optional*): name, in the model's output, of the text-prompted mask logits.
+        presence (`str`, *optional*): name, in the output, of the logit of whether the image has what the prompt names.
+        flags (`tuple[str, ...]`): arguments that the model is called with as True to give masks.
+        image_embedding, text_embedding (`str`, *optional*):
+            paths of the methods that the model calls to embed the images and the prompts of a batch, row by row: what
+            they give for a row serves other prompts of the same image, and other images with the same prompt.
+        head (`tuple[str, ...]`): the modules that make masks out of what the encoders give.
+        patch_size (`str`, *optional*): path in the config of the patches' side in pixels.
+        fixed_image_size (`str`, *optional*):
+            path in the config of the image size that the model is built for. None: it takes every size.
         image_size (`int`, *optional*): side in pixels of the square images that the family's checkpoints take.
         image_mean, image_std (`tuple[float, float, float]`, *optional*): their normalisation, of values from 0 to 1.
         reasons (`Mapping[str, str]`):
@@ -84,6 +93,13 @@ class Architecture:
     outer_methods: tuple[str, ...] = ()
     hidden_methods: tuple[str, ...] = ()
     masks: str | None = None
+    presence: str | None = None
+    flags: tuple[str, ...] = ()
+    image_embedding: str | None = None
+    text_embedding: str | None = None
+    head: tuple[str, ...] = ()
+    patch_size: str | None = None
+    fixed_image_size: str | None = None
     image_size: int | None = None
     image_mean: tuple[float, float, float] | None = None
     image_std: tuple[float, float, float] | None = None

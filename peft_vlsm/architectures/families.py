@@ -1,5 +1,8 @@
 """The families that peft_vlsm knows, and how a model finds its declaration."""
 
+import importlib
+from typing import Any
+
 from torch import nn
 
 from .clip import CLIP
@@ -24,6 +27,8 @@ FAMILIES: tuple[Architecture, ...] = (
     SIGLIP2,
     METACLIP_2,
 )
+# Configurations that hold one of a family as a part: facebook/sam3 is a SAM3 beside its tracker for video.
+PART_OF = {"sam3_video": "detector_config"}
 _registered: dict[str, Architecture] = {}
 
 
@@ -59,6 +64,28 @@ def architecture_of(model: nn.Module) -> Architecture | None:
         `Architecture` or `None`: the declaration, None where the model belongs to no family.
     """
     return next((family for family in (*_registered.values(), *FAMILIES) if family.is_host(model)), None)
+
+
+def family_of_config(config: Any) -> tuple[Architecture | None, Any]:
+    """
+    The family whose model a configuration describes, and that model's own part of the configuration.
+
+    Args:
+        config (`~transformers.PretrainedConfig`): of any model.
+
+    Returns:
+        `tuple[Architecture | None, PretrainedConfig]`: None where it is none of the families that peft_vlsm declares.
+    """
+    part = getattr(config, PART_OF[config.model_type]) if config.model_type in PART_OF else config
+    return next((family for family in FAMILIES if family.model_type == part.model_type), None), part
+
+
+def model_class_of(family: Architecture) -> Any:
+    """The class in transformers that a declared family's model has."""
+    # transformers' own namespace has a stand-in for Sam3Model where torchvision is missing.
+    module = importlib.import_module(f"transformers.models.{family.model_type}.modeling_{family.model_type}")
+    assert family.model_class is not None
+    return getattr(module, family.model_class)
 
 
 def hosts_of(model: nn.Module) -> list[tuple[nn.Module, Architecture]]:

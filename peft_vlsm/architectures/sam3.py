@@ -29,6 +29,13 @@ SAM3 = Architecture(
     state_axis=1,
     unreached=("text_encoder.text_projection",),
     masks="semantic_seg",
+    presence="presence_logits",
+    image_embedding="vision_encoder.forward",
+    text_embedding="text_encoder.forward",
+    head=("mask_decoder",),
+    patch_size="vision_config.backbone_config.patch_size",
+    # The rotary embeddings of its global attention.
+    fixed_image_size="vision_config.backbone_config.image_size",
     image_size=1008,
     image_mean=(0.5, 0.5, 0.5),
     image_std=(0.5, 0.5, 0.5),

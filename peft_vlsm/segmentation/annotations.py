@@ -8,24 +8,27 @@ A row's names may hold folders of their own (`mask_1/NAME`). Where the files lie
 share the training folder (`images/train`, `masks/train`), as in CAMUS.
 """
 
-import json
-import os
-import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from peft_vlsm.segmentation.errors import InputError
+import numpy as np
+from PIL import Image
 
-SPLITS = ("train", "val", "test")
+from peft_vlsm.segmentation.errors import InputError
+from peft_vlsm.segmentation.images import check_pair, open_pair
+from peft_vlsm.segmentation.sources.files import find_below, read_json
+from peft_vlsm.segmentation.sources.rows import SPLITS, prompts_identity, read_each, read_prompts, warn_of_repeats
+
+__all__ = ["SPLITS", "AnnotationRow", "read_annotations"]
+
 SPLIT_FOLDERS = {"train": ("", "train"), "val": ("", "val", "train"), "test": ("", "test")}
-EMPTY_PROMPT = "p0"
 
 
 @dataclass(frozen=True)
 class AnnotationRow:
     """
-    One image with one mask and the prompts that name what the mask shows.
+    One image file with one mask file and the prompts that name what the mask shows; a [`Row`].
 
     Args:
         index (`int`): the row's place in its file, counted from 0.
@@ -40,10 +43,24 @@ class AnnotationRow:
     mask: Path
     prompts: dict[str, list[str]]
 
+    @property
+    def name(self) -> str:
+        """The image's path."""
+        return str(self.image)
+
+    def check(self) -> None:
+        """See [`check_pair`]."""
+        check_pair(self.image, self.mask)
+
+    def open(self) -> tuple[Image.Image, np.ndarray]:
+        """See [`open_pair`]."""
+        return open_pair(self.image, self.mask)
+
 
 def read_annotations(data_dir: str | Path, split: str) -> list[AnnotationRow]:
     """
-    Reads one split of a data set in the MedVLSM layout.
+    Reads one split of a data set in the MedVLSM layout. Rows that repeat another one are kept, and counted in a
+    warning (see [`warn_of_repeats`]).
 
     Args:
         data_dir (`str` or `Path`): the folder that holds `anns`, `images` and `masks`.
@@ -61,37 +78,18 @@ def read_annotations(data_dir: str | Path, split: str) -> list[AnnotationRow]:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder: a data set holds anns/, images/ and masks/ (--data_dir)")
     file = root / "anns" / f"{split}.json"
-    entries = _read_json_list(file)
-    rows: list[AnnotationRow] = []
-    problems: list[str] = []
-    for index, entry in enumerate(entries):
-        try:
-            rows.append(_read_row(root, split, index, entry))
-        except InputError as error:
-            problems.append(f"{file}, row {index} (counted from 0): {error}")
-    if problems:
-        others = f" ({len(problems) - 1} more rows have problems)" if len(problems) > 1 else ""
-        raise InputError(problems[0] + others)
-    return rows
-
-
-def _read_json_list(file: Path) -> list[Any]:
-    if not file.is_file():
-        raise InputError(f"{file} does not exist: a data set holds anns/train.json, anns/val.json and anns/test.json")
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
+    entries = read_json(file, "a data set holds anns/train.json, anns/val.json and anns/test.json")
     if not isinstance(entries, list):
         raise InputError(f"{file} must hold a list of rows, it holds a JSON {type(entries).__name__}")
     if not entries:
         raise InputError(f"{file} holds no rows; give it at least one")
-    return entries
+    rows = read_each(file, "row", enumerate(entries), lambda entry: _read_row(root, split, entry))
+    numbered = [AnnotationRow(index, *fields) for index, fields in enumerate(rows)]
+    warn_of_repeats(file, ((row.image, row.mask, prompts_identity(row.prompts)) for row in numbered))
+    return numbered
 
 
-def _read_row(root: Path, split: str, index: int, entry: Any) -> AnnotationRow:
+def _read_row(root: Path, split: str, entry: Any) -> tuple[Path, Path, dict[str, list[str]]]:
     if not isinstance(entry, dict):
         raise InputError(
             f"must be an object with img_name, mask_name and prompts, it is a JSON {type(entry).__name__}"
@@ -99,49 +97,11 @@ def _read_row(root: Path, split: str, index: int, entry: Any) -> AnnotationRow:
     missing = [field for field in ("img_name", "mask_name", "prompts") if field not in entry]
     if missing:
         raise InputError(f"has no {' and no '.join(missing)}; every row needs img_name, mask_name and prompts")
-    image = _find_file(root, "images", split, "img_name", entry["img_name"])
-    mask = _find_file(root, "masks", split, "mask_name", entry["mask_name"])
-    return AnnotationRow(index, image, mask, _read_prompts(entry["prompts"]))
-
-
-def _find_file(root: Path, folder: str, split: str, field: str, name: Any) -> Path:
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{field} must be a file name, it is {name!r}")
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"{field} {name!r} leaves the data folder; give a path below {root / folder}")
-    candidates = [root / folder / place / path for place in SPLIT_FOLDERS[split]]
-    # os.path.isfile is False for names that the file system cannot even hold, where Path.is_file raises.
-    found = next((file for file in candidates if os.path.isfile(file)), None)
-    if found is None:
-        raise InputError(f"{field} {name!r} does not exist; looked for {', '.join(map(str, candidates))}")
-    if not found.resolve().is_relative_to(root.resolve()):
-        raise InputError(
-            f"{field} {name!r} is a link that leaves the data folder (to {found.resolve()}); copy the file in"
-        )
-    return found
-
-
-def _read_prompts(prompts: Any) -> dict[str, list[str]]:
-    if not isinstance(prompts, dict):
-        raise InputError(f"prompts must be an object of p0, p1, ..., it is a JSON {type(prompts).__name__}")
-    read: dict[str, list[str]] = {}
-    for key, value in prompts.items():
-        if not re.fullmatch(r"p(0|[1-9][0-9]{0,3})", key):
-            raise InputError(f"prompts has the unknown key {key!r}; prompts are named p0, p1, p2, ...")
-        texts = value if isinstance(value, list) else [value]
-        if key == EMPTY_PROMPT:
-            if texts != [""]:
-                raise InputError(f'prompts has {value!r} as p0; p0 is always "", give the prompt another number')
-        elif not texts or not all(map(_is_prompt, texts)):
-            raise InputError(f"prompts has an empty prompt or one that is not text: {key} is {value!r}")
-        else:
-            read[key] = texts
-    if not read:
-        raise InputError('prompts holds no prompt but p0, which is always ""; give at least p1')
-    return dict(sorted(read.items(), key=lambda item: int(item[0][1:])))
-
-
-def _is_prompt(text: Any) -> bool:
-    # JSON can spell half of a surrogate pair, which is no text and which no tokenizer takes.
-    return isinstance(text, str) and bool(text.strip()) and not re.search("[\ud800-\udfff]", text)
+    image, mask = (
+        find_below(root, [root / folder / place for place in SPLIT_FOLDERS[split]], field, entry[field])
+        for folder, field in (("images", "img_name"), ("masks", "mask_name"))
+    )
+    if not isinstance(entry["prompts"], dict):
+        kind = type(entry["prompts"]).__name__
+        raise InputError(f"prompts must be an object of p0, p1, ..., it is a JSON {kind}")
+    return image, mask, read_prompts(entry["prompts"], "prompts")

@@ -141,7 +141,7 @@ def _smallest_rectangle(polygon: np.ndarray) -> tuple[float, float]:
 
 
 def _name_colour(image: np.ndarray, mask: np.ndarray) -> str:
-    if image.ndim == 3 and (np.ptp(image, axis=2) > 0).any():
+    if image.ndim == 3 and any((image[..., 0] != image[..., channel]).any() for channel in (1, 2)):
         return _name_hue(*np.median(image[mask], axis=0))
     grey = image if image.ndim == 2 else image[..., 0]
     level = np.median(grey[mask]) / max(np.percentile(grey, 99.5), 1)

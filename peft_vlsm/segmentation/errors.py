@@ -2,7 +2,10 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
 
 
 class InputError(ValueError):
@@ -29,3 +32,28 @@ def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
             raise SystemExit(2) from None
 
     return guarded
+
+
+@contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """
+    Where memory runs out, names the flags that help.
+
+    Raises:
+        InputError: in place of torch's own error, on a GPU or a CPU.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError(_OUT_OF_MEMORY) from error
+    except RuntimeError as error:
+        # What torch raises where the CPU's memory runs out.
+        if "can't allocate memory" not in str(error):
+            raise
+        raise InputError(_OUT_OF_MEMORY) from error
+
+
+_OUT_OF_MEMORY = (
+    "out of memory: lower --per_device_train_batch_size (and raise --gradient_accumulation_steps by as much), "
+    "--per_device_eval_batch_size or --image_size, or train with --mixed_precision bf16 or fp16"
+)

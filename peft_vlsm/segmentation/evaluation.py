@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from peft_vlsm.segmentation.losses import dice_bce_loss
 from peft_vlsm.segmentation.metrics import SegmentationMetric
+from peft_vlsm.segmentation.segmenter import run_segmenter, segmentation_loss
 
 
 def mask_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -15,14 +15,13 @@ def mask_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch
     Runs the model on a batch of [`SegmentationDataset.collate`].
 
     Args:
-        model (`torch.nn.Module`): a CLIPSeg model, with or without adapters.
+        model (`torch.nn.Module`): of a family with masks, with or without adapters.
         batch (`dict[str, torch.Tensor]`): on the model's device.
 
     Returns:
         `torch.Tensor` of shape `(B, side, side)`: above 0 where the mask is.
     """
-    inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
-    return model(**inputs).logits.reshape(batch["masks"].shape)
+    return run_segmenter(model, batch).logits
 
 
 @torch.no_grad()
@@ -38,15 +37,15 @@ def evaluate(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerato
             count once.
 
     Returns:
-        `dict[str, float]`: `dice` and `iou` (see [`SegmentationMetric`]) and `loss` (see [`dice_bce_loss`]), means
+        `dict[str, float]`: `dice` and `iou` (see [`SegmentationMetric`]) and `loss` (see [`segmentation_loss`]), means
         over images.
     """
     model.eval()
     metric = SegmentationMetric(gather=accelerator.gather_for_metrics)
     losses = []
     for batch in loader:
-        logits = mask_logits(model, batch)
-        metric.add_batch(predictions=logits > 0, references=batch["masks"])
-        losses.append(accelerator.gather_for_metrics(dice_bce_loss(logits, batch["masks"])))
+        output = run_segmenter(model, batch)
+        metric.add_batch(predictions=output.logits > 0, references=batch["masks"])
+        losses.append(accelerator.gather_for_metrics(segmentation_loss(output, batch["masks"])))
     scores = cast(dict[str, float], metric.compute())
     return {**scores, "loss": torch.cat(losses).mean().item()}

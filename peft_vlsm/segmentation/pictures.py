@@ -1,10 +1,13 @@
-"""Results to look at: a mask laid over its image, and a sheet of image, prompt and both masks side by side."""
+"""Results to look at: a mask over its image, a sheet of images, prompts and masks, and a matrix of scores."""
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 # Blue and orange: apart for colour-blind eyes too, and rare in medical images.
@@ -28,6 +31,7 @@ class Sample:
         true_mask (`np.ndarray` of shape `(height, width)`): boolean, of any size; it is stretched over the image.
         predicted_mask (`np.ndarray` of shape `(height, width)`): boolean, likewise.
         dice (`float`): their Dice, written under the predicted mask.
+        note (`str`, defaults to ""): what else to say, above the prompt.
     """
 
     image: Image.Image
@@ -35,6 +39,7 @@ class Sample:
     true_mask: np.ndarray
     predicted_mask: np.ndarray
     dice: float
+    note: str = ""
 
 
 def overlay(
@@ -79,7 +84,7 @@ def contact_sheet(samples: list[Sample]) -> Image.Image:
     font = ImageFont.truetype(FONT_FILE, FONT_SIZE)
     titles = ("image", "prompt", "true mask", "predicted mask")
     pictures = [ImageOps.contain(sample.image.convert("RGB"), (CELL, CELL)) for sample in samples]
-    texts = ["\n".join(_wrap(sample.prompt, font, CELL)) for sample in samples]
+    texts = ["\n".join(_prompt_lines(sample, font)) for sample in samples]
     line_height = _text_height("Ag\nAg", font) - _text_height("Ag", font)
     heights = [
         max(picture.height + line_height, _text_height(text, font)) + GAP
@@ -99,6 +104,45 @@ def contact_sheet(samples: list[Sample]) -> Image.Image:
         draw.text((columns[3], top + picture.height + 2), f"Dice {sample.dice:.3f}", fill="black", font=font)
         top += height
     return sheet
+
+
+def heat_map(
+    values: np.ndarray, rows: list[str], columns: list[str], title: str, low: float = 0.0, high: float = 1.0
+) -> Image.Image:
+    """
+    A matrix as coloured fields, each with its number: yellow for high ones, dark blue for low ones.
+
+    Args:
+        values (`np.ndarray` of shape `(rows, columns)`): float; what is not a number stays white and says "-".
+        rows (`list[str]`): what stands beside each row.
+        columns (`list[str]`): what stands under each column.
+        title (`str`): above the matrix.
+        low (`float`, defaults to 0.0): what is coloured as darkest.
+        high (`float`, defaults to 1.0): what is coloured as lightest.
+
+    Returns:
+        `PIL.Image.Image`: mode RGB; grows with the matrix and with what stands beside it.
+    """
+    figure = Figure(figsize=(1.5 + 1.1 * len(columns), 1.2 + 0.6 * len(rows)), dpi=120)
+    axes = figure.add_subplot()
+    # Names may hold a dollar sign, which would begin a formula.
+    plain: dict[str, Any] = {"parse_math": False}
+    axes.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor", **plain)
+    axes.set_yticks(range(len(rows)), rows, **plain)
+    axes.set_title(title, **plain)
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if value < (low + high) / 2 else "black"
+        axes.text(column, row, "-" if np.isnan(value) else f"{value:.3f}", color=color, ha="center", va="center")
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    with Image.open(buffer) as picture:
+        return picture.convert("RGB")
+
+
+def _prompt_lines(sample: Sample, font: ImageFont.FreeTypeFont) -> list[str]:
+    above = [*_wrap(sample.note, font, CELL), ""] if sample.note else []
+    return above + _wrap(sample.prompt, font, CELL)
 
 
 def _text_height(text: str, font: ImageFont.FreeTypeFont) -> int:

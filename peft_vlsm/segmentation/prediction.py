@@ -1,13 +1,13 @@
 """
-Masks from a fine-tuned model: every prompt is embedded once, and every answer has its image's own size.
+Masks from a model: each prompt and each image is embedded once, and every answer has its image's own size.
 
-CLIPSeg's `get_conditional_embeddings` gives the embedding as adapters changed it, and `conditional_embeddings` uses it
-as it is; the text encoder therefore runs once a prompt, however many images there are.
+Pairs of image and prompt come image by image, so that a batch may hold prompts of several images, and one image's
+prompts may lie in several batches ([`EmbeddingReuse`]).
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,12 +16,29 @@ from typing import Any, cast
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import ProcessorMixin
 
+from peft_vlsm.segmentation.embedding_reuse import EmbeddingReuse
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.finetuned import load_finetuned
-from peft_vlsm.segmentation.images import open_image
+from peft_vlsm.segmentation.processor import Processor
+from peft_vlsm.segmentation.segmenter import SegmenterOutput
 from peft_vlsm.segmentation.transforms import image_to_tensor, prompts_to_tensors
+
+
+@dataclass(frozen=True)
+class Query:
+    """
+    An image and what to ask of it.
+
+    Args:
+        source (`Hashable`): where the image is from: its file, say. No two images have the same; messages name it.
+        read (`Callable[[], PIL.Image.Image]`): gives the image in mode RGB, upright; called once.
+        prompts (`Sequence[int]`): the prompts' places in the list of all prompts.
+    """
+
+    source: Hashable
+    read: Callable[[], Image.Image]
+    prompts: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -30,29 +47,35 @@ class Prediction:
     What the model says about one image and one prompt.
 
     Args:
-        file (`Path`): the image's file.
+        source (`Hashable`): the query's.
         image (`PIL.Image.Image`): the image in mode RGB, upright.
         prompt (`int`): the prompt's place, counted from 0.
         logits (`torch.Tensor` of shape `(image.height, image.width)`): float32, on the CPU. Above 0 is a probability
             above one half.
+        presence (`float`, *optional*): the probability that the image has what the prompt names, 0 to 1. None for
+            families that do not say.
     """
 
-    file: Path
+    source: Any
     image: Image.Image
     prompt: int
     logits: torch.Tensor
+    presence: float | None = None
 
 
-def load_predictor(adapter: str, base: str | None = None) -> tuple[torch.nn.Module, ProcessorMixin]:
+def load_predictor(
+    adapter: str, base: str | None = None, image_size: int | None = None
+) -> tuple[torch.nn.Module, Processor]:
     """
     Loads a fine-tuned model as [`load_finetuned`] does, by what a user says on the command line.
 
     Args:
         adapter (`str`): the output folder of a fine-tuning run, or an adapter's name on the Hub.
         base (`str`, *optional*): the base model's folder or name. Default: the one that the adapter names.
+        image_size (`int`, *optional*): side in pixels of the images, as in [`load_finetuned`].
 
     Returns:
-        `tuple[torch.nn.Module, ProcessorMixin]`: the model in eval mode, and the processor as training used it.
+        `tuple[torch.nn.Module, Processor]`: the model in eval mode, and the processor as training used it.
 
     Raises:
         InputError: as [`load_finetuned`]; also where `adapter` neither exists nor is a name on the Hub, and where
@@ -60,19 +83,20 @@ def load_predictor(adapter: str, base: str | None = None) -> tuple[torch.nn.Modu
     """
     if not os.path.exists(adapter) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", adapter):
         raise InputError(f"--adapter {adapter} does not exist; name an output folder of finetune.py, or OWNER/NAME")
-    model, processor = load_finetuned(adapter, base)
+    model, processor = load_finetuned(adapter, base, image_size)
     if base is not None and model.name_or_path == str(Path(adapter).resolve()):
         raise InputError(f"--model_name_or_path {base} does nothing: {adapter} holds a whole model; leave it out")
     return model, processor
 
 
-def check_prompts(processor: ProcessorMixin, prompts: list[str]) -> list[str]:
+def check_prompts(processor: Processor, prompts: list[str], flag: str = "--prompt") -> list[str]:
     """
     Checks what the tokenizer makes of prompts.
 
     Args:
-        processor ([`ProcessorMixin`]): its tokenizer was capped by [`fit_processor`].
+        processor ([`Processor`]): its tokenizer was capped by [`fit_processor`].
         prompts (`list[str]`): not empty, and nor is any of them.
+        flag (`str`, defaults to `"--prompt"`): where they are from, for messages.
 
     Returns:
         `list[str]`: the prompts that are too long for the text encoder, which does not see their ends.
@@ -84,77 +108,77 @@ def check_prompts(processor: ProcessorMixin, prompts: list[str]) -> list[str]:
     for prompt in prompts:
         tokens = tuple(processor.tokenizer(prompt, truncation=True)["input_ids"])
         if tokens in seen:
-            raise InputError(f"--prompt {seen[tokens]!r} and {prompt!r} are the same to the model; leave one out")
+            raise InputError(f"{flag} {seen[tokens]!r} and {prompt!r} are the same to the model; leave one out")
         seen[tokens] = prompt
+    return long_prompts(processor, prompts)
+
+
+def long_prompts(processor: Processor, prompts: list[str]) -> list[str]:
+    """The prompts that are too long for the text encoder, which does not see their ends."""
     whole = processor.tokenizer(prompts, verbose=False)["input_ids"]
     limit = processor.tokenizer.model_max_length
     return [prompt for prompt, tokens in zip(prompts, whole, strict=True) if len(tokens) > limit]
 
 
-@torch.no_grad()
-def embed_prompts(
-    model: torch.nn.Module, processor: ProcessorMixin, prompts: list[str], device: torch.device
-) -> torch.Tensor:
-    """
-    The conditional embedding of each prompt, adapters included.
-
-    Args:
-        model (`torch.nn.Module`): a CLIPSeg with or without adapters, in eval mode on `device`.
-        processor ([`ProcessorMixin`]): its tokenizer was capped by [`fit_processor`].
-        prompts (`list[str]`): at least one.
-        device (`torch.device`): where the model is.
-
-    Returns:
-        `torch.Tensor` of shape `(len(prompts), projection_dim)`: on `device`.
-    """
-    tokens = {name: value.to(device) for name, value in prompts_to_tensors(processor, prompts).items()}
-    return cast(Any, model).get_conditional_embeddings(batch_size=len(prompts), **tokens)
-
-
 def predict(
     model: torch.nn.Module,
-    processor: ProcessorMixin,
-    files: Iterable[Path],
-    embeddings: torch.Tensor,
+    processor: Processor,
+    queries: Iterable[Query],
+    prompts: list[str],
     batch_size: int,
 ) -> Iterator[Prediction]:
     """
-    Asks the model for every prompt on every image; a batch may hold prompts of several images.
+    Asks the model for prompts on images; a batch may hold prompts of several images.
 
     Args:
-        model (`torch.nn.Module`): a CLIPSeg with or without adapters, in eval mode on the embeddings' device.
-        processor ([`ProcessorMixin`]): prepares the images.
-        files (`Iterable[Path]`): the images' files, which are read one after the other.
-        embeddings (`torch.Tensor` of shape `(prompts, projection_dim)`): see [`embed_prompts`].
+        model (`torch.nn.Module`): of a family with masks, with or without adapters, in eval mode.
+        processor ([`Processor`]): prepares images and prompts; fitted by [`fit_processor`].
+        queries (`Iterable[Query]`): images, which are read one after the other, and what to ask of them.
+        prompts (`list[str]`): all prompts; at least one.
         batch_size (`int`): pairs of image and prompt that go through the model at once.
 
     Yields:
-        [`Prediction`]: of the first image with each prompt, then of the second, and so on.
+        [`Prediction`]: of the first image with each of its prompts, then of the second, and so on.
 
     Raises:
-        InputError: a file is no image, or the model's logits are not finite.
+        InputError: an image cannot be read, or the model's logits are not finite.
     """
-    pairs = _pairs(processor, files, len(embeddings))
-    while batch := list(islice(pairs, batch_size)):
-        pixel_values = torch.stack([pixels for _, _, pixels, _ in batch]).to(embeddings.device)
-        conditions = embeddings[[prompt for _, _, _, prompt in batch]]
-        with torch.no_grad():
-            output = model(pixel_values=pixel_values, conditional_embeddings=conditions)
-        masks = output.logits.float().cpu().reshape(len(batch), *pixel_values.shape[-2:])
-        for (file, image, _, prompt), logits in zip(batch, masks, strict=True):
-            if not torch.isfinite(logits).all():
-                raise InputError(f"{file}: the model's logits are not finite; its weights are broken, train it again")
-            yield Prediction(file, image, prompt, resize_logits(logits, image.size))
+    device, dtype = cast(Any, model).device, cast(Any, model).dtype
+    tokens = {name: value.to(device) for name, value in prompts_to_tensors(processor, prompts).items()}
+    pairs = _pairs(processor, queries)
+    with EmbeddingReuse(model) as reuse:
+        while batch := list(islice(pairs, batch_size)):
+            rows = [pair.prompt for pair in batch]
+            inputs = {name: value[rows] for name, value in tokens.items()}
+            inputs["pixel_values"] = torch.stack([pair.pixels for pair in batch]).to(device, dtype)
+            output = reuse.run(inputs, [pair.source for pair in batch], rows)
+            yield from _predictions(batch, output)
 
 
-def _pairs(
-    processor: ProcessorMixin, files: Iterable[Path], prompts: int
-) -> Iterator[tuple[Path, Image.Image, torch.Tensor, int]]:
-    for file in files:
-        image = open_image(file)
-        pixel_values = image_to_tensor(processor, image)
-        for prompt in range(prompts):
-            yield file, image, pixel_values, prompt
+@dataclass(frozen=True)
+class _Pair:
+    source: Hashable
+    image: Image.Image
+    pixels: torch.Tensor
+    prompt: int
+
+
+def _pairs(processor: Processor, queries: Iterable[Query]) -> Iterator[_Pair]:
+    for query in queries:
+        image = query.read()
+        pixels = image_to_tensor(processor, image)
+        for prompt in query.prompts:
+            yield _Pair(query.source, image, pixels, prompt)
+
+
+def _predictions(batch: list[_Pair], output: SegmenterOutput) -> Iterator[Prediction]:
+    presence = [None] * len(batch) if output.presence is None else output.presence.float().sigmoid().tolist()
+    for pair, logits, present in zip(batch, output.logits.float().cpu(), presence, strict=True):
+        if not torch.isfinite(logits).all():
+            raise InputError(
+                f"{pair.source}: the model's logits are not finite; its weights are broken, train it again"
+            )
+        yield Prediction(pair.source, pair.image, pair.prompt, resize_logits(logits, pair.image.size), present)
 
 
 def resize_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -7,10 +7,12 @@ Images in, results out: which files of a folder are images, and the folder of ma
 | `overlays/IMAGE.png` | the image under all its masks, each prompt in its colour |
 | `label_maps/IMAGE.png` | with several prompts: the number of the most probable one above the threshold, 0 elsewhere |
 | `probabilities/PROMPT/IMAGE.npy` | where asked for: float32 of shape (height, width), 0 to 1 |
+| `volumes/PROMPT/FILE.nii.gz` | of a NIfTI file: its slices' masks as a volume of 0 and 1 that lies over the scan |
 | `labels.json` | each prompt's number in the label maps, counted from 1, and its text |
 | `results.csv` | one row an image and prompt: files, number, colour, size of the mask |
 
-IMAGE is the image's file name without its suffix, PROMPT the prompt's number and the words of its text
+IMAGE is the image's file name without its suffix, with its number where a DICOM or NIfTI file holds several
+(`scan-007`); FILE is the same without that number. PROMPT is the prompt's number and the words of its text
 (`1-grey-matter`). All pictures have the image's own size.
 """
 
@@ -20,6 +22,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -28,12 +31,15 @@ import torch
 from PIL import Image, ImageColor
 
 from peft_vlsm.segmentation.errors import InputError
+from peft_vlsm.segmentation.nifti import write_mask_volume
 from peft_vlsm.segmentation.pictures import overlay
 from peft_vlsm.segmentation.prediction import Prediction
+from peft_vlsm.segmentation.slices import SLICED_SUFFIXES, Slice
 
-IMAGE_SUFFIXES = tuple(".bmp .gif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
-# Label maps have 8 bits, and 0 is the background.
-MAXIMUM_PROMPTS = 255
+IMAGE_SUFFIXES = (*".bmp .gif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split(), *SLICED_SUFFIXES)
+# In a label map 0 is the background; it has 8 bits, and 16 where a table asks for more prompts.
+PROMPTS_OF_8_BITS = 255
+MAXIMUM_PROMPTS = 65535
 # CSS names, so that results.csv can be read by eye; further prompts get hues.
 COLORS = ("darkorange", "deepskyblue", "limegreen", "magenta", "yellow", "red", "blue", "cyan")
 GOLDEN_ANGLE = 137.508
@@ -49,21 +55,27 @@ class MaskRow:
 
     Args:
         image (`str`): the image's file.
+        slice (`int`, *optional*): which of the images in a DICOM or NIfTI file, counted from 0. None, an empty cell,
+            where it holds one alone.
         prompt (`str`): the prompt.
         label (`int`): its number in the label map.
         color (`str`): its colour in the overlay, as CSS spells it.
         mask (`str`): the mask's file, relative to the folder.
         mask_share (`float`): the part of the image's pixels that the mask holds, 0 to 1.
         mean_probability (`float`, *optional*): averaged over the mask. None, an empty cell, where the mask is empty.
+        presence (`float`, *optional*): the probability that the image has what the prompt names. None, an empty cell,
+            for models that do not say (SAM3 does).
     """
 
     image: str
+    slice: int | None
     prompt: str
     label: int
     color: str
     mask: str
     mask_share: float
     mean_probability: float | None
+    presence: float | None
 
 
 def find_images(path: str) -> tuple[list[Path], int]:
@@ -100,12 +112,12 @@ def _is_image_name(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def name_images(files: list[Path]) -> list[str]:
+def name_images(files: Sequence[Path]) -> list[str]:
     """
     A name for each image's results: its file name without the suffix, with it where two would be the same.
 
     Args:
-        files (`list[Path]`): the images.
+        files (`Sequence[Path]`): the images.
 
     Returns:
         `list[str]`: names without a suffix, no two of them equal, upper and lower case counted as the same.
@@ -145,7 +157,7 @@ def name_prompt(number: int, prompt: str) -> str:
 
 
 def name_color(number: int) -> str:
-    """The colour of a prompt's mask, as CSS spells it; no two prompts have the same one."""
+    """The colour of a prompt's mask, as CSS spells it; no two of the first 255 prompts have the same one."""
     if number <= len(COLORS):
         return COLORS[number - 1]
     return f"hsl({round(number * GOLDEN_ANGLE) % 360}, {100 - 20 * (number % 2)}%, {35 + 15 * (number % 3)}%)"
@@ -157,18 +169,23 @@ class PredictionFolder:
 
     Args:
         folder (`Path`): an empty folder.
-        files (`list[Path]`): the images.
-        prompts (`list[str]`): at most 255, in the order of their numbers.
+        asked (`Mapping[Slice, Sequence[int]]`): the images, and the prompts that each is asked for, by their places.
+        prompts (`list[str]`): at most 65535, in the order of their numbers.
         threshold (`float`): a pixel belongs to a mask where its probability is above this, 0 to 1.
         save_probabilities (`bool`): whether to write the probabilities, too.
     """
 
     def __init__(
-        self, folder: Path, files: list[Path], prompts: list[str], threshold: float, save_probabilities: bool
+        self,
+        folder: Path,
+        asked: Mapping[Slice, Sequence[int]],
+        prompts: list[str],
+        threshold: float,
+        save_probabilities: bool,
     ):
-        self.folder = folder
-        self.names = dict(zip(files, name_images(files), strict=True))
-        self.prompts = prompts
+        self.folder, self.asked, self.prompts = folder, asked, prompts
+        self.names = dict(zip(asked, name_images([place.name for place in asked]), strict=True))
+        self.volumes = _MaskVolumes(folder, asked, prompts)
         # Taken in float64, where logit(0.5) is exactly 0; thresholds of 0 and 1 become minus and plus infinity.
         self.cut = np.float32(torch.tensor(threshold, dtype=torch.float64).logit().item())
         self.save_probabilities = save_probabilities
@@ -179,23 +196,27 @@ class PredictionFolder:
         Writes a prediction's mask and, after the image's last prompt, what shows all its prompts together.
 
         Args:
-            prediction ([`Prediction`]): they come as [`predict`] yields them: image by image, all prompts of each.
+            prediction ([`Prediction`]): its source is a [`Slice`]. They come as [`predict`] yields them: image by
+                image, all prompts of each.
         """
-        name, number = self.names[prediction.file], prediction.prompt + 1
+        place, number = prediction.source, prediction.prompt + 1
+        name, wanted = self.names[place], self.asked[place]
         logits = prediction.logits.numpy()
         mask = logits > self.cut
-        if number == 1:
+        if prediction.prompt == wanted[0]:
             self._picture = prediction.image
-            self._labels = np.zeros(mask.shape, dtype=np.uint8)
+            kind = np.uint8 if len(self.prompts) <= PROMPTS_OF_8_BITS else np.uint16
+            self._labels = np.zeros(mask.shape, dtype=kind)
             self._highest = np.full(mask.shape, self.cut)
         # Logits and not probabilities decide: two probabilities near 1 both round to 1.
         self._labels[logits > self._highest] = number
         self._highest = np.maximum(self._highest, logits)
         self._picture = overlay(self._picture, mask, ImageColor.getrgb(name_color(number))[:3])
         self._write_mask(name, prediction, mask)
-        if number == len(self.prompts):
+        self.volumes.add(place, prediction.prompt, mask)
+        if prediction.prompt == wanted[-1]:
             self._picture.save(_with_folder(self.folder / "overlays" / f"{name}.png"))
-            if number > 1:
+            if len(self.prompts) > 1:
                 Image.fromarray(self._labels).save(_with_folder(self.folder / "label_maps" / f"{name}.png"))
 
     def _write_mask(self, name: str, prediction: Prediction, mask: np.ndarray) -> None:
@@ -207,13 +228,15 @@ class PredictionFolder:
             file = self.folder / "probabilities" / name_prompt(number, prompt) / f"{name}.npy"
             np.save(_with_folder(file), probabilities)
         row = MaskRow(
-            image=str(prediction.file),
+            image=str(prediction.source.file),
+            slice=prediction.source.index,
             prompt=prompt,
             label=number,
             color=name_color(number),
             mask=mask_file.as_posix(),
             mask_share=round(float(mask.mean()), 6),
             mean_probability=round(float(probabilities[mask].mean(dtype=np.float64)), 6) if mask.any() else None,
+            presence=None if prediction.presence is None else round(prediction.presence, 6),
         )
         self.rows.append(row)
 
@@ -228,6 +251,28 @@ class PredictionFolder:
         labels = {str(number): prompt for number, prompt in enumerate(self.prompts, start=1)}
         text = json.dumps(labels, indent=2, ensure_ascii=False)
         (self.folder / "labels.json").write_text(text + "\n", encoding="utf-8")
+
+
+class _MaskVolumes:
+    """Gathers the masks of a NIfTI file's slices, and writes them when its last one is there."""
+
+    def __init__(self, folder: Path, asked: Iterable[Slice], prompts: list[str]):
+        self.folder, self.prompts = folder, prompts
+        self.sizes = Counter(place.file for place in asked if place.in_volume)
+        whole = [Slice(file) for file in self.sizes]
+        self.names = dict(zip(self.sizes, name_images([place.name for place in whole]), strict=True))
+        self.slices: dict[tuple[Path, int], list[np.ndarray]] = {}
+
+    def add(self, place: Slice, prompt: int, mask: np.ndarray) -> None:
+        if place.file not in self.sizes:
+            return
+        slices = self.slices.setdefault((place.file, prompt), [])
+        slices.append(mask)
+        if len(slices) == self.sizes[place.file]:
+            folder = self.folder / "volumes" / name_prompt(prompt + 1, self.prompts[prompt])
+            target = _with_folder(folder / f"{self.names[place.file]}.nii.gz")
+            write_mask_volume(target, np.stack(slices), place.file)
+            del self.slices[place.file, prompt]
 
 
 def _with_folder(file: Path) -> Path:

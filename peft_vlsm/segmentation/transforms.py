@@ -9,17 +9,20 @@ training did.
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PretrainedConfig, ProcessorMixin
+from transformers import PretrainedConfig
 
+from peft_vlsm.architectures.declaration import config_value
+from peft_vlsm.architectures.families import family_of_config
 from peft_vlsm.segmentation.errors import InputError
+from peft_vlsm.segmentation.processor import Processor
 
 
-def fit_processor(processor: ProcessorMixin, config: PretrainedConfig, image_size: int | None = None) -> int:
+def fit_processor(processor: Processor, config: PretrainedConfig, image_size: int | None = None) -> int:
     """
     Sets the processor's square image size, and caps its tokens at what the text encoder takes.
 
     Args:
-        processor ([`ProcessorMixin`]): holds `image_processor` and `tokenizer`; changed in place.
+        processor ([`Processor`]): holds `image_processor` and `tokenizer`; changed in place.
         config ([`PretrainedConfig`]): the model's configuration.
         image_size (`int`, *optional*): side of the square in pixels, a multiple of the vision encoder's patch size.
             Default: the processor's own.
@@ -31,14 +34,20 @@ def fit_processor(processor: ProcessorMixin, config: PretrainedConfig, image_siz
         InputError: the size is no multiple of the patch size, or the processor has no square size of its own and none
             was given.
     """
-    own = dict(processor.image_processor.size)
+    family, config = family_of_config(config)
+    assert family is not None and family.patch_size is not None
+    stored = dict(processor.image_processor.size)
+    own = {name: stored[name] for name in stored if stored[name] is not None}
     if image_size is None and (own.keys() != {"height", "width"} or own["height"] != own["width"]):
         raise InputError(f"the processor's own image size {own} is not a square; give --image_size")
     side = own["height"] if image_size is None else image_size
-    patch = config.vision_config.patch_size
+    patch = config_value(config, family.patch_size)
     if side % patch or side < patch:
         near = max(1, side // patch) * patch
         raise InputError(f"--image_size {side} must be a multiple of the model's patch size {patch}, such as {near}")
+    built = side if family.fixed_image_size is None else config_value(config, family.fixed_image_size)
+    if side != built:
+        raise InputError(f"--image_size {side}: the model was built for images of {built}; load it for this size")
     processor.image_processor.size = {"height": side, "width": side}
     processor.image_processor.do_resize = True
     positions = config.text_config.max_position_embeddings
@@ -46,7 +55,7 @@ def fit_processor(processor: ProcessorMixin, config: PretrainedConfig, image_siz
     return side
 
 
-def image_to_tensor(processor: ProcessorMixin, image: Image.Image) -> torch.Tensor:
+def image_to_tensor(processor: Processor, image: Image.Image) -> torch.Tensor:
     """Resizes and normalises an RGB image; returns `pixel_values` of shape `(3, side, side)`, float32."""
     return processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
 
@@ -57,7 +66,7 @@ def mask_to_tensor(mask: np.ndarray, side: int) -> torch.Tensor:
     return torch.from_numpy(np.array(resized, dtype=np.float32))
 
 
-def prompts_to_tensors(processor: ProcessorMixin, prompts: list[str]) -> dict[str, torch.Tensor]:
+def prompts_to_tensors(processor: Processor, prompts: list[str]) -> dict[str, torch.Tensor]:
     """
     Tokenizes prompts, padded to the longest of them and truncated at the tokenizer's `model_max_length`.
 

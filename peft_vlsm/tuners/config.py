@@ -142,9 +142,10 @@ class VLSMAdapterConfig(PeftConfig):
             save_directory (`str`): the folder, which is made if need be.
             kwargs: passed on to [`~peft.PeftConfig.save_pretrained`].
         """
-        loads_alone = bool(self.base_model_name_or_path and (kwargs.get("auto_mapping_dict") or self.auto_mapping))
+        auto_mapping = kwargs.get("auto_mapping_dict") or self.auto_mapping
         super().save_pretrained(save_directory, **kwargs)
-        add_snippet(save_directory, getattr(self.peft_type, "value", str(self.peft_type)), loads_alone)
+        peft_type = getattr(self.peft_type, "value", str(self.peft_type))
+        add_snippet(save_directory, peft_type, self.base_model_name_or_path, auto_mapping)
 
     def _check_numbers(self) -> None:
         for name in ("adapter_dim", "cond_adapter_dim"):

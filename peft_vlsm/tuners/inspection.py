@@ -4,7 +4,6 @@ A model is built from its config on the meta device, and adapted there by `get_p
 what training would get. Of an adapter only its settings and the header of its weight file are read.
 """
 
-import importlib
 import json
 import math
 from dataclasses import dataclass, fields
@@ -20,6 +19,7 @@ from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
 from ..architectures import FAMILIES, Architecture
+from ..architectures.families import PART_OF, family_of_config, model_class_of
 from ..architectures.placement import dense_placement, shallow_placement
 from ..architectures.reach import layer_names, reached_vision_layers
 from .config import VARIANT_LETTERS, DenseAdapterConfig, ShallowAdapterConfig, VLSMAdapterConfig
@@ -31,8 +31,6 @@ from .widths import width_of
 METHODS = {"dense": (DenseAdapterConfig, dense_placement), "shallow": (ShallowAdapterConfig, shallow_placement)}
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TYPES = {DENSE_NAME: DenseAdapterConfig, SHALLOW_NAME: ShallowAdapterConfig}
-# SAM3's checkpoints hold the video tracker too; the model of the family is a part of it.
-_PART_OF = {"sam3_video": "detector_config"}
 # What a config of any content may raise, as it is read and as its model is built.
 _UNUSABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError)
 
@@ -207,18 +205,14 @@ def _unreached_places(model: nn.Module, family: Architecture, config: VLSMAdapte
 def _model_on_meta(name: str) -> tuple[Architecture, Any]:
     file = _config_file(name)
     model_type = _read_json(file).get("model_type")
-    known = {family.model_type: family for family in FAMILIES}
-    if model_type not in (*known, *_PART_OF):
+    known = [family.model_type for family in FAMILIES]
+    if model_type not in (*known, *PART_OF):
         raise ValueError(f"{file} has the model_type {model_type!r}; allowed: {', '.join(known)}.")
     try:
-        config: Any = AutoConfig.from_pretrained(str(file.parent))
-        config = getattr(config, _PART_OF[model_type]) if model_type in _PART_OF else config
-        family = known[config.model_type]
-        assert family.model_class is not None
-        # transformers' own namespace has a stand-in for Sam3Model where torchvision is missing.
-        module = importlib.import_module(f"transformers.models.{family.model_type}.modeling_{family.model_type}")
+        family, config = family_of_config(AutoConfig.from_pretrained(str(file.parent)))
+        assert family is not None
         with torch.device("meta"):
-            return family, getattr(module, family.model_class)(config)
+            return family, model_class_of(family)(config)
     except _UNUSABLE as error:
         raise ValueError(f"{file} describes no model that can be built: {error}") from error
 
