@@ -2,10 +2,13 @@
 
     python examples/evaluate.py --adapter OUT --data_dir DIR --output RESULTS
     python examples/evaluate.py --adapter A --adapter B --data_dir D --data_dir E --output RESULTS
+    python examples/evaluate.py --adapter OUT --test_annotations JSON --image_root DIR --output RESULTS
     torchrun --nproc_per_node 2 examples/evaluate.py ...
 
 An adapter is what finetune.py left, whatever its --method; a folder with a whole model, such as the frozen base, may
-stand beside the others. Every image is asked for with each of its prompts. Empty masks count as metrics.py says.
+stand beside the others. Data sets are named as in finetune.py, here also several beside one another; the flags that
+say how they are read hold for all of them. Every image is asked for with each of its prompts. Empty masks count as
+metrics.py says.
 RESULTS appears when everything in it is done, and holds:
 
     matrix.csv, matrix.png        a row an adapter and data set: mean Dice, IoU, precision, recall and HD95 (pixels),
@@ -37,51 +40,52 @@ from peft_vlsm.segmentation.output_folder import write_beside
 from peft_vlsm.segmentation.pictures import contact_sheet, heat_map
 from peft_vlsm.segmentation.processes import end_processes
 from peft_vlsm.segmentation.processor import Processor
+from peft_vlsm.segmentation.prompts import RANDOM, check_prompt_choice
 from peft_vlsm.segmentation.scoring import Case, CaseDataset, extreme_samples, list_cases, score_cases
-from peft_vlsm.segmentation.sources.arguments import DataArguments
+from peft_vlsm.segmentation.sources.arguments import DataArguments, SourceArguments, each_source
 from peft_vlsm.segmentation.sources.open import load_rows
 from peft_vlsm.segmentation.sources.rows import check_rows
 from peft_vlsm.segmentation.transforms import fit_processor
 
 REPEATABLE = ("--adapter", "--data_dir", "--dataset_name", "--prompt")
+SPLIT_PLACES = ("data_dir", "annotations")
 LONGEST_NAME = 60  # Characters, of which file systems take 255 bytes.
 
 
 @dataclass
-class Arguments:
+class Arguments(SourceArguments):
     adapter: list[str] = field(
-        metadata={"help": "Output folder of finetune.py, an adapter's name on the Hub, or a whole model's folder."}
+        kw_only=True,
+        metadata={"help": "Output folder of finetune.py, an adapter's name on the Hub, or a whole model's folder."},
     )
-    output: str = field(metadata={"help": "Folder for the results; must be new or empty."})
+    output: str = field(kw_only=True, metadata={"help": "Folder for the results; must be new or empty."})
     data_dir: list[str] | None = option(None, "Folder of data in any form that finetune.py takes; one or several.")
-    dataset_name: list[str] | None = option(None, "Data set on the Hub, beside or instead of data_dir.")
+    dataset_name: list[str] | None = option(None, "Data set on the Hub, or a folder of its kind; one or several.")
     split: Literal["train", "val", "test"] = option("test", "What to evaluate on.")
-    prompt: list[str] | None = option(None, "Which prompts to ask with, such as p1 p6; all but p0 if not given.")
+    prompt: list[str] | None = option(
+        None,
+        "Which prompts to ask with, such as p1 p6; or random: the one with the highest number, with which finetune.py "
+        "evaluates; all but p0 if not given.",
+    )
     model_name_or_path: str | None = option(None, "The adapters' base model, where it is not what they name.")
     image_size: int | None = option(None, "Side of the square images in pixels; the one of training if not given.")
     batch_size: int = option(32, "Pairs of image and prompt a batch and process.")
     threshold: float = option(0.5, "A pixel belongs to a mask where its probability is above this.")
-    max_eval_samples: int | None = option(None, "Only the first so many rows of each data set.")
-    negatives: int = option(0, "COCO: phrases that an image lacks, added to every image with empty masks.")
-    image_column: str | None = option(None, "Tables: column of images; found by itself if not given.")
-    mask_column: str | None = option(None, "Tables: column of masks; found by itself if not given.")
-    prompt_column: str | None = option(None, "Tables and metadata.jsonl: the prompts; found by itself if not given.")
     bootstrap_samples: int = option(1000, "How often the bootstrap draws the images.")
     seed: int = option(42, "Of the bootstrap, and of the phrases that --negatives draws.")
 
     def __post_init__(self):
-        for name in ("batch_size", "image_size", "max_eval_samples", "bootstrap_samples"):
+        for name in ("batch_size", "image_size", "bootstrap_samples"):
             self._check(name, getattr(self, name) is None or getattr(self, name) > 0, "must be above 0")
         self._check("threshold", 0 <= self.threshold <= 1, "must lie between 0 and 1")
         self._check("seed", self.seed >= 0, "must not be negative")
-        if not self.data_dir and not self.dataset_name:
-            raise InputError("no data is named; give --data_dir or --dataset_name")
         keys = self.prompt or []
         for key in keys:
-            if not re.fullmatch(r"p(0|[1-9][0-9]{0,3})", key):
-                raise InputError(f"--prompt {key} is no prompt's name; name them as the data do: p1, p2, ...")
+            check_prompt_choice(key)
             if keys.count(key) > 1:
                 raise InputError(f"--prompt {key} is given twice; leave one out")
+        if RANDOM in keys and len(keys) > 1:
+            raise InputError(f"--prompt {RANDOM} is one of a row's prompts; leave the others out, or it")
         free = not os.path.exists(self.output) or (os.path.isdir(self.output) and not os.listdir(self.output))
         self._check("output", free, "exists already and is not overwritten; name a new folder")
 
@@ -111,19 +115,22 @@ def join_repeated(argv: list[str]) -> list[str]:
 
 def find_data(args: Arguments) -> dict[str, DataArguments]:
     """The data sets by their names, each with the flags that it is read by."""
-    shared = {name: getattr(args, name) for name in ("negatives", "image_column", "mask_column", "prompt_column")}
-    shared |= dict.fromkeys(("max_train_samples", "max_eval_samples"), args.max_eval_samples)
-    folders, names = args.data_dir or [], args.dataset_name or []
-    sources = [DataArguments(data_dir=folder, **shared) for folder in folders]
-    sources += [DataArguments(dataset_name=name, **shared) for name in names]
-    return dict(zip(distinct_names([*folders, *names]), sources, strict=True))
+    prompt = args.prompt[0] if args.prompt else RANDOM
+    sources = each_source(args, args.data_dir or [], args.dataset_name or [], prompt)
+    return dict(zip(distinct_names(place_of(source, args.split) for source in sources), sources, strict=True))
+
+
+def place_of(source: DataArguments, split: str) -> str:
+    """What the user named the data set by. Where that has no such split, [`load_rows`] says so."""
+    places = (source.data_dir, source.dataset_name, *(source.of_split(flag, split) for flag in SPLIT_PLACES))
+    return next((place for place in places if place is not None), split)
 
 
 def read_cases(args: Arguments, source: DataArguments) -> list[Case]:
     """Every image with its prompts, from files that open as far as their headers tell."""
     rows = load_rows(source, args.split, args.seed)
     check_rows(rows)
-    return list_cases(rows, args.prompt)
+    return list_cases(rows, args.prompt, args.override_prompt)
 
 
 def holds_whole_model(adapter: str) -> bool:

@@ -32,7 +32,7 @@ from transformers import get_scheduler
 from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.segmentation.arguments import option, parse_arguments
-from peft_vlsm.segmentation.batches import StepBatches
+from peft_vlsm.segmentation.batches import RowSteps, StepBatches, StreamSteps
 from peft_vlsm.segmentation.checkpoints import (
     TERMINATED,
     Checkpoints,
@@ -55,17 +55,20 @@ from peft_vlsm.segmentation.methods import (
 )
 from peft_vlsm.segmentation.model_card import write_model_card
 from peft_vlsm.segmentation.processes import end_processes
+from peft_vlsm.segmentation.processor import Processor
 from peft_vlsm.segmentation.publishing import push_folder
 from peft_vlsm.segmentation.samples import draw_samples
 from peft_vlsm.segmentation.segmenter import run_segmenter, segmentation_loss
 from peft_vlsm.segmentation.sources.arguments import DataArguments
-from peft_vlsm.segmentation.sources.open import has_split, load_rows
+from peft_vlsm.segmentation.sources.open import Stream, has_split, load_rows, open_stream
+from peft_vlsm.segmentation.sources.streaming import StreamingLoader, StreamingSegmentationDataset
 from peft_vlsm.segmentation.tracking import JsonlTracker, draw_curves, log_picture, make_trackers, read_log
 from peft_vlsm.segmentation.transforms import fit_processor
 
 PLATEAU = "reduce_lr_on_plateau"
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 5
 STOPPING_MIN_DELTA = 1e-4
+VALIDATION_STEPS = 100
 # What a resumed run may have otherwise than before: nothing of it changes what the steps compute.
 FREE_SETTINGS = (
     "output_dir overwrite_output_dir num_train_epochs max_train_steps checkpointing_steps checkpoints_total_limit "
@@ -98,6 +101,9 @@ class Arguments(DataArguments):
         option(PLATEAU, "What the learning rate follows: the validation loss, as in the paper, or the steps.")
     )
     num_warmup_steps: int = option(0, "Optimizer steps in which the learning rate rises from 0.")
+    validation_steps: int | None = option(
+        None, "With streaming: optimizer steps between validations, which then count as epochs; 100 if not given."
+    )
     early_stopping_patience: int = option(20, "Stop after so many epochs without a better validation Dice; 0: never.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "What accelerate launch says, if not given; else fp16, as in the paper, on a GPU and no on a CPU."
@@ -116,8 +122,10 @@ class Arguments(DataArguments):
 
     def __post_init__(self):
         self.check_data()
-        for name in ("adapter_dim", "image_size", "max_train_steps", "learning_rate", "checkpoints_total_limit"):
+        for name in ("adapter_dim", "image_size", "learning_rate", "max_train_steps", "validation_steps"):
             self._check(name, getattr(self, name) is None or getattr(self, name) > 0, "must be above 0")
+        limit = self.checkpoints_total_limit
+        self._check("checkpoints_total_limit", limit is None or limit > 0, "must be above 0")
         for name in ("num_train_epochs", "gradient_accumulation_steps", "max_grad_norm"):
             self._check(name, getattr(self, name) > 0, "must be above 0")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
@@ -126,6 +134,8 @@ class Arguments(DataArguments):
             self._check(name, getattr(self, name) is None or math.isfinite(getattr(self, name)), "must be finite")
         for name in ("weight_decay", "num_warmup_steps", "early_stopping_patience", "dataloader_num_workers"):
             self._check(name, getattr(self, name) >= 0, "must not be negative")
+        self._check("streaming", not self.streaming or self.max_train_steps is not None, "needs --max_train_steps")
+        self._check("validation_steps", self.validation_steps is None or self.streaming, "needs --streaming")
         idle = self.lr_scheduler_type in (PLATEAU, "constant") and self.num_warmup_steps > 0
         problem = f"does nothing with --lr_scheduler_type {self.lr_scheduler_type}; give constant_with_warmup, say"
         self._check("num_warmup_steps", not idle, problem)
@@ -170,15 +180,33 @@ def make_accelerator(args: Arguments, tracker: JsonlTracker) -> Accelerator:
     precision = args.mixed_precision
     if precision is None and "ACCELERATE_MIXED_PRECISION" not in os.environ and torch.cuda.is_available():
         precision = "fp16"
+    trackers = make_trackers(args.with_tracking, args.report_to)
     try:
         return Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=precision,
-            log_with=[tracker, *make_trackers(args.with_tracking, args.report_to)],
+            log_with=[tracker, *trackers],
             project_dir=args.output_dir,
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--mixed_precision {precision}: {error}") from error
+
+
+def make_batches(
+    args: Arguments, stream: Stream | None, rows: dict, processor: Processor, accelerator: Accelerator
+) -> RowSteps | StreamSteps:
+    """This process's share of the training rows, step by step."""
+    settings = {"prompt": args.prompt, "override_prompt": args.override_prompt, "augmentation": args.augmentation()}
+    processes, process = accelerator.num_processes, accelerator.process_index
+    batch_size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    if stream is not None:
+        places = {"rank": process, "world_size": processes}
+        dataset = StreamingSegmentationDataset(stream, processor, args.seed, **settings, **places)
+        loader = StreamingLoader(dataset, batch_size, args.dataloader_num_workers)
+        return StreamSteps(loader, accumulation, processes, args.validation_steps or VALIDATION_STEPS)
+    dataset = SegmentationDataset(rows["train"], processor, args.seed, **settings)
+    sampler = StepBatches(len(dataset), batch_size, accumulation, processes, process, args.seed)
+    return RowSteps(dataset, sampler, args.dataloader_num_workers)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, args: Arguments, max_steps: int) -> LRScheduler:
@@ -208,7 +236,8 @@ def main():
 
     # Everything that can be wrong with data, model and checkpoint shows here, before anything is written.
     splits = ["train", "val", *(["test"] if has_split(args, "test") else [])]
-    rows = {split: load_rows(args, split, args.seed) for split in splits}
+    stream = open_stream(args) if args.streaming else None
+    rows = {split: load_rows(args, split, args.seed) for split in splits if stream is None or split != "train"}
     start = "paper" if args.init_weights == "paper" else True
     method = resolve(Method(args.method, args.variant, args.adapter_dim, start, args.train_decoder))
     args.variant, args.adapter_dim = method.variant, method.adapter_dim
@@ -216,12 +245,10 @@ def main():
     model, processor = load_base(args.model_name_or_path, args.image_size)
     args.image_size = fit_processor(processor, model.config, args.image_size)
     choice = {"prompt": args.prompt, "override_prompt": args.override_prompt}
-    train_set = SegmentationDataset(
-        rows["train"], processor, seed=args.seed, augmentation=args.augmentation(), **choice
-    )
+    train_batches = make_batches(args, stream, rows, processor, accelerator)
     eval_sets = {split: SegmentationDataset(rows[split], processor, **choice) for split in splits[1:]}
     model = make_trainable(model, method).to(accelerator.device)
-    probe = send_to_device(train_set.collate([train_set[0]]), accelerator.device)
+    probe = send_to_device(eval_sets["val"].collate([eval_sets["val"][0]]), accelerator.device)
     missed = freeze_what_the_loss_misses(
         model, lambda: segmentation_loss(run_segmenter(model, probe), probe["masks"]).sum()
     )
@@ -229,22 +256,6 @@ def main():
         accelerator.print(f"{len(missed)} weights that reach no mask stay as they are, such as {missed[0]}")
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
-    batches = StepBatches(
-        len(train_set),
-        args.per_device_train_batch_size,
-        args.gradient_accumulation_steps,
-        accelerator.num_processes,
-        accelerator.process_index,
-        args.seed,
-    )
-    # A generator of its own: a loader takes a number from torch's for every epoch, also from the middle of one.
-    train_loader = DataLoader(
-        train_set,
-        batch_sampler=batches,
-        collate_fn=train_set.collate,
-        num_workers=args.dataloader_num_workers,
-        generator=torch.Generator(),
-    )
     eval_loaders = [
         DataLoader(
             dataset,
@@ -258,13 +269,13 @@ def main():
     model, optimizer, *eval_loaders = accelerator.prepare(model, optimizer, *eval_loaders)
     loaders = dict(zip(eval_sets, eval_loaders, strict=True))
     bare_model = accelerator.unwrap_model(model)
-    max_steps = args.max_train_steps or args.num_train_epochs * batches.steps
+    max_steps = args.max_train_steps or args.num_train_epochs * train_batches.steps
     scheduler = make_scheduler(optimizer, args, max_steps)
     plateau = isinstance(scheduler, ReduceLROnPlateau)
 
     progress, best_weights = Progress(), {}
     settings = {name: value for name, value in asdict(args).items() if name not in FREE_SETTINGS}
-    settings["rows_per_step"] = batches.rows_per_step
+    settings["rows_per_step"] = train_batches.rows_per_step
     checkpoints = Checkpoints(output_dir, accelerator, bare_model, processor, settings, args.checkpoints_total_limit)
     if args.resume_from_checkpoint is not None:
         checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
@@ -299,26 +310,24 @@ def main():
     with bar, termination() as terminated, explain_out_of_memory():
         while not is_done():
             model.train()
-            train_set.set_epoch(progress.epoch)
-            batches.begin(progress.epoch, progress.epoch_step)
+            train_batches.begin(progress.epoch, progress.epoch_step)
             bar.set_description(f"epoch {progress.epoch + 1}")
             losses = torch.zeros((), device=accelerator.device)
-            for number, batch in enumerate(train_loader):
+            for number, batch in enumerate(train_batches):
                 if progress.step == max_steps:
                     break
                 batch = send_to_device(batch, accelerator.device)
                 with accelerator.accumulate(model):
                     output = run_segmenter(model, batch)
-                    loss = batches.mean(
+                    loss = train_batches.mean(
                         segmentation_loss(output, batch["masks"]),
                         progress.epoch_step,
                         number % args.gradient_accumulation_steps,
                     )
                     if not torch.isfinite(loss):
-                        files = ", ".join(train_set.rows[place].name for place in batch["places"].tolist())
                         raise InputError(
                             f"the loss is {loss.item()} at step {progress.step + 1}; lower --learning_rate? batch: "
-                            f"{files}"
+                            f"{train_batches.names(batch)}"
                         )
                     accelerator.backward(loss)
                     losses += loss.detach() / args.gradient_accumulation_steps
@@ -401,7 +410,8 @@ def main():
             log_picture(accelerator, "samples", samples, progress.step)
         save_results(output_dir, results, {"samples": samples, "curves": draw_curves(read_log(output_dir))})
         write_model_card(output_dir, args.hub_model_id)
-        told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+        means = {name: value for name, value in figures.items() if not name.endswith("_std")}
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in means.items())
         print(f"{told}; results in {output_dir}")
         if args.push_to_hub:
             repository = args.hub_model_id or output_dir.resolve().name

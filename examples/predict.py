@@ -3,10 +3,13 @@
     python examples/predict.py --adapter OUT --image FILE_OR_FOLDER --prompt "grey matter" --output DIR
     python examples/predict.py --adapter OUT --image FOLDER --prompt "grey matter" "white matter" --output DIR
     python examples/predict.py --adapter OUT --csv TABLE.csv --output DIR
+    python examples/predict.py --adapter OUT --data_dir DATA --split test --output DIR
 
 OUT is what finetune.py left, whatever its --method. A folder's own images are taken, sub-folders are not. TABLE.csv
 has the columns image (relative to its folder) and prompt, a row a mask. DICOM (.dcm, a frame an image) and NIfTI
-(.nii, .nii.gz, an axial slice an image) need pip install "peft-vlsm[medical]". DIR appears when everything in it is
+(.nii, .nii.gz, an axial slice an image) need pip install "peft-vlsm[medical]". A data set is named by the flags of
+finetune.py (--data_dir, --dataset_name, --test_annotations, ...): its images are asked for what finetune.py evaluates
+with, or by --prompt for other prompts of the rows (p1 p2) or for texts of yours. DIR appears when everything in it is
 done, and holds, at each image's own size (upright, where a camera noted how it was held):
 
     masks/PROMPT/IMAGE.png            255 where the probability is above --threshold, else 0
@@ -17,31 +20,45 @@ done, and holds, at each image's own size (upright, where a camera noted how it 
     labels.json                       the prompts' numbers
     results.csv                       a row a mask: files, colour, share of the image, mean probability in the mask,
                                       and for SAM3 the probability that the image has what the prompt names
+    samples.png                       of a data set, where a prompt is a row's: some predictions beside true masks
 """
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from huggingface_hub.utils import logging as hub_logging
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.segmentation.arguments import option, parse_arguments
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
+from peft_vlsm.segmentation.metrics import mask_overlap, overlap_scores
 from peft_vlsm.segmentation.output_folder import write_beside
-from peft_vlsm.segmentation.prediction import Query, check_prompts, load_predictor, long_prompts, predict
+from peft_vlsm.segmentation.pictures import Sample, contact_sheet
+from peft_vlsm.segmentation.prediction import Prediction, Query, check_prompts, load_predictor, long_prompts, predict
 from peft_vlsm.segmentation.prediction_folder import (
     MAXIMUM_PROMPTS,
     PROMPTS_OF_8_BITS,
+    Place,
     PredictionFolder,
     find_images,
 )
 from peft_vlsm.segmentation.prompt_table import check_prompt_text, read_prompt_table
-from peft_vlsm.segmentation.slices import Slice, read_slice, slices_of
+from peft_vlsm.segmentation.prompts import RANDOM, choose_prompt, is_prompt_choice
+from peft_vlsm.segmentation.row_images import RowImage, images_of, joined_mask
+from peft_vlsm.segmentation.samples import SAMPLES
+from peft_vlsm.segmentation.slices import read_slice, slices_of
+from peft_vlsm.segmentation.sources.arguments import DataArguments, PlaceArguments, SourceArguments
+from peft_vlsm.segmentation.sources.open import load_rows
+from peft_vlsm.segmentation.sources.rows import Row
 from peft_vlsm.segmentation.transforms import fit_processor
 
 # A check of few images needs no bar of its own.

@@ -7,9 +7,13 @@ holds one row that counts for nothing, so that every process takes part in every
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
+
+from peft_vlsm.segmentation.dataset import SegmentationDataset
+from peft_vlsm.segmentation.sources.streaming import StreamingLoader
 
 
 class StepBatches(Sampler[list[int]]):
@@ -88,3 +92,82 @@ class StepBatches(Sampler[list[int]]):
         start, end = self._share(step, part)
         rows = min(self.rows_per_step, self.rows - step * self.rows_per_step)
         return losses[: end - start].sum() * (self.processes * self.accumulation / rows)
+
+
+class RowSteps:
+    """
+    The batches of one process from a data set whose rows are known.
+
+    Args:
+        dataset ([`SegmentationDataset`]): the training rows.
+        sampler ([`StepBatches`]): this process's share of them.
+        num_workers (`int`): processes that read images ahead.
+    """
+
+    stream: None = None
+
+    def __init__(self, dataset: SegmentationDataset, sampler: StepBatches, num_workers: int):
+        self.dataset = dataset
+        self.sampler = sampler
+        self.steps, self.rows_per_step = sampler.steps, sampler.rows_per_step
+        # A generator of its own: a loader takes a number from torch's for every epoch, also from the middle of one.
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=dataset.collate,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+        )
+
+    def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Chooses what the next iteration gives: an epoch, counted from 0, after so many of its steps."""
+        self.dataset.set_epoch(epoch)
+        self.sampler.begin(epoch, first_step)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter(self.loader)
+
+    def mean(self, losses: torch.Tensor, step: int, part: int) -> torch.Tensor:
+        """See [`StepBatches.mean`]."""
+        return self.sampler.mean(losses, step, part)
+
+    def names(self, batch: dict[str, torch.Tensor]) -> str:
+        """The files or records of a batch, for messages."""
+        return ", ".join(self.dataset.rows[place].name for place in batch["places"].tolist())
+
+
+class StreamSteps:
+    """
+    The batches of one process from a stream, which has no epochs of its own: validation comes after so many steps.
+
+    Args:
+        loader ([`StreamingLoader`]): of this process; every batch of it is full.
+        accumulation (`int`): batches in a step.
+        processes (`int`): how many there are.
+        steps (`int`): steps between validations, which count as an epoch.
+    """
+
+    def __init__(self, loader: StreamingLoader, accumulation: int, processes: int, steps: int):
+        self.stream = loader
+        self.accumulation = accumulation
+        self.rows_per_step = loader.batch_size * accumulation * processes
+        self.steps = steps
+        self.first_step = 0
+        self._batches: Iterator[dict[str, torch.Tensor]] | None = None
+
+    def begin(self, epoch: int, first_step: int = 0) -> None:
+        """See [`RowSteps.begin`]; the stream's own place says which rows follow."""
+        self.first_step = first_step
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        if self._batches is None:
+            self._batches = iter(self.stream)
+        yield from islice(self._batches, (self.steps - self.first_step) * self.accumulation)
+
+    def mean(self, losses: torch.Tensor, step: int, part: int) -> torch.Tensor:
+        """See [`StepBatches.mean`]."""
+        return losses.mean()
+
+    def names(self, batch: dict[str, torch.Tensor]) -> str:
+        """See [`RowSteps.names`]."""
+        return f"{self.stream.dataset.stream.name}, rows {', '.join(map(str, batch['places'].tolist()))}"

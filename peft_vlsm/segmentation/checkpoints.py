@@ -7,6 +7,7 @@ Checkpoints of a run, from which it goes on as if it had never stopped.
 | `optimizer.bin`, `random_states_*.pkl`, `scaler.pt` | by accelerate; loaded with `weights_only=True` |
 | `best.safetensors` | the trained weights of the best epoch so far |
 | `progress.json` | the place in the data, the scheduler, the best figures, the run's settings |
+| `stream_*.json` | the place in a streamed data set, one a process |
 | `files.json` | size and SHA-256 of all the others: without it a checkpoint is only half written |
 
 The base model is not in there. A checkpoint is written beside its place and renamed.
@@ -30,11 +31,13 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from peft_vlsm.segmentation.adapter_files import load_weights
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.finetuned import WEIGHT_FILES, save_weights
 from peft_vlsm.segmentation.processor import Processor
+from peft_vlsm.segmentation.sources.streaming import StreamingLoader
 
 TERMINATED = 128 + signal.SIGTERM
 _UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError)
@@ -79,6 +82,7 @@ class Checkpoints:
         processor ([`Processor`]): as training uses it.
         settings (`dict[str, Any]`): of the run; another run's checkpoint is refused where they differ.
         limit (`int`, *optional*): older checkpoints beyond this number are removed.
+        stream ([`StreamingLoader`], *optional*): the training rows, where they are streamed.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Checkpoints:
         processor: Processor,
         settings: dict[str, Any],
         limit: int | None,
+        stream: StreamingLoader | None = None,
     ):
         self.folder = folder
         self.accelerator = accelerator
@@ -96,6 +101,7 @@ class Checkpoints:
         self.processor = processor
         self.settings = settings
         self.limit = limit
+        self.stream = stream
         self.saved_step: int | None = None
         # accelerate would write and read the whole model, base and all.
         accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
@@ -119,16 +125,23 @@ class Checkpoints:
                 staging.mkdir()
             self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(staging))
+            if self.stream is not None:
+                self._place(staging).write_text(json.dumps(self.stream.state_dict()), encoding="utf-8")
             self.accelerator.wait_for_everyone()
             if main:
                 self._write_rest(staging, progress, best_weights)
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(staging, target)
                 self._prune()
-        except OSError as error:
+        # torch and safetensors have errors of their own for a disk that is full.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
             raise InputError(f"the checkpoint {target} cannot be written: {error}; free space there") from error
         self.saved_step = progress.step
         self.accelerator.wait_for_everyone()
+
+    def _place(self, checkpoint: Path) -> Path:
+        return checkpoint / f"stream_{self.accelerator.process_index}.json"
 
     def _write_rest(self, staging: Path, progress: Progress, best_weights: dict[str, torch.Tensor]) -> None:
         save_weights(self.model, staging)
@@ -164,7 +177,10 @@ class Checkpoints:
             self._compare(checkpoint, content["settings"])
             self._load_weights(checkpoint)
             self.accelerator.load_state(str(checkpoint))
-            best = load_file(checkpoint / _BEST) if (checkpoint / _BEST).exists() else {}
+            if self.stream is not None:
+                self.stream.load_state_dict(json.loads(self._place(checkpoint).read_text(encoding="utf-8")))
+            best = load_weights(checkpoint, _BEST) if (checkpoint / _BEST).exists() else {}
+            self._check_best(checkpoint, best)
         except InputError:
             raise
         except _UNLOADABLE as error:
@@ -183,11 +199,15 @@ class Checkpoints:
 
     def _load_weights(self, checkpoint: Path) -> None:
         if isinstance(self.model, PeftModel):
-            weights = load_file(checkpoint / WEIGHT_FILES["adapter"][1])
-            set_peft_model_state_dict(self.model, weights)
+            set_peft_model_state_dict(self.model, load_weights(checkpoint, WEIGHT_FILES["adapter"][1]))
             return
         kind = "decoder" if (checkpoint / WEIGHT_FILES["decoder"][1]).exists() else "full"
-        self.model.load_state_dict(load_file(checkpoint / WEIGHT_FILES[kind][1]), strict=False)
+        self.model.load_state_dict(load_weights(checkpoint, WEIGHT_FILES[kind][1]), strict=False)
+
+    def _check_best(self, checkpoint: Path, best: dict[str, torch.Tensor]) -> None:
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        if best and best.keys() != trained:
+            raise InputError(f"--resume_from_checkpoint {checkpoint} is damaged: {_BEST} holds other weights than train")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

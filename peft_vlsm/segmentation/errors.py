@@ -1,9 +1,11 @@
 """Bad input ends in one line that names the file or flag and what to do, never in a traceback."""
 
+import errno
 import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 
@@ -14,13 +16,14 @@ class InputError(ValueError):
 
 def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
     """
-    Wraps the `main` of a script: an [`InputError`] becomes one line on stderr and exit status 2.
+    Wraps the `main` of a script: an [`InputError`] becomes one line on stderr and exit status 2, and so does a disk
+    that is full or read-only.
 
     Args:
         main (`Callable[[], None]`): the script's entry point.
 
     Returns:
-        `Callable[[], None]`: the same entry point, which raises `SystemExit(2)` where `main` raised [`InputError`].
+        `Callable[[], None]`: the same entry point, which raises `SystemExit(2)` where `main` raised one of these.
     """
 
     @functools.wraps(main)
@@ -28,10 +31,22 @@ def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except InputError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _end(str(error))
+        except OSError as error:
+            if error.errno not in _DISK_FAILURES:
+                raise
+            place = "the output" if error.filename is None else error.filename
+            _end(f"{place} cannot be written: {error.strerror}; free space there, or name another folder")
 
     return guarded
+
+
+_DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def _end(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 @contextmanager

@@ -21,16 +21,17 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.architectures import FAMILIES, Architecture
 from peft_vlsm.architectures.declaration import config_value
 from peft_vlsm.architectures.families import family_of_config, model_class_of
+from peft_vlsm.segmentation.adapter_files import check_finite, fill_adapter, load_weights, read_adapter_config
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.processor import Processor, image_processor_settings, load_processor
 from peft_vlsm.segmentation.segmenter import family_of
@@ -42,7 +43,7 @@ WEIGHT_FILES = {
     "full": ("config.json", "model.safetensors"),
 }
 RESULT_FILES = ("all_results.json", "samples.png", "curves.png")
-_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
+_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
 
 
 def load_base(name_or_path: str, image_size: int | None = None) -> tuple[PreTrainedModel, Processor]:
@@ -63,7 +64,8 @@ def load_base(name_or_path: str, image_size: int | None = None) -> tuple[PreTrai
     name = str(Path(name_or_path).resolve()) if Path(name_or_path).is_dir() else name_or_path
     try:
         with quiet_loading():
-            whole_config = AutoConfig.from_pretrained(name)
+            # Else transformers asks on the terminal whether to run code that a model brings along.
+            whole_config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             family, config = family_of_config(whole_config)
             if family is None or family.masks is None:
                 allowed = ", ".join(family.model_type for family in FAMILIES if family.masks is not None)
@@ -72,7 +74,12 @@ def load_base(name_or_path: str, image_size: int | None = None) -> tuple[PreTrai
                 )
             _build_for(config, family, image_size)
             model, info = model_class_of(family).from_pretrained(
-                name, config=config, dtype=torch.float32, output_loading_info=True
+                name,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                # Some models on the Hub have their weights as pickles alone, which torch reads by weights_only.
+                use_safetensors=True if Path(name).is_dir() else None,
             )
             processor = _load_processor(name, model)
     except InputError:
@@ -256,12 +263,7 @@ def load_finetuned(
     if kind == "full":
         if not any(folder.glob("model*.safetensors")):
             raise InputError(f"{path} holds no fine-tuned model: model.safetensors is not there; copy it there")
-        return load_base(str(path), image_size)
-    if kind is not None and not (folder / WEIGHT_FILES[kind][1]).is_file():
-        raise InputError(
-            f"the fine-tuned model {path} cannot be loaded: {WEIGHT_FILES[kind][1]} is not there, and weights load "
-            "from safetensors alone; copy it there"
-        )
+        return _load_full(folder, image_size)
     try:
         if kind == "decoder":
             return _load_decoder(folder, base, image_size)
@@ -273,16 +275,23 @@ def load_finetuned(
         raise InputError(f"the fine-tuned model {path} cannot be loaded: {error}") from error
 
 
+def _load_full(folder: Path, image_size: int | None) -> tuple[torch.nn.Module, Processor]:
+    model, processor = load_base(str(folder), image_size)
+    check_finite(folder, model.state_dict())
+    return model, processor
+
+
 def _load_decoder(folder: Path, base: str | None, image_size: int | None) -> tuple[torch.nn.Module, Processor]:
     settings = json.loads((folder / "decoder_config.json").read_text(encoding="utf-8"))
     model, processor = _load_with_processor(str(folder), base or settings["base_model_name_or_path"], image_size)
-    weights = load_file(folder / "decoder.safetensors")
+    weights = load_weights(folder, "decoder.safetensors")
     head = tuple(f"{part}." for part in family_of(model).head)
     expected = {name for name in model.state_dict() if name.startswith(head)}
     trained = set(settings.get("trained", expected))
     if weights.keys() != trained or not trained <= expected:
         raise InputError(
-            f"{folder / 'decoder.safetensors'} does not hold the decoder of the model {model.name_or_path}"
+            f"{folder / 'decoder.safetensors'} does not hold the decoder of the model {model.name_or_path}; copy it "
+            "again, or give the model that it was trained on (--model_name_or_path)"
         )
     model.load_state_dict(weights, strict=False)
     return model.eval(), processor
@@ -301,17 +310,11 @@ def _trained_image_size(path: str) -> int | None:
 
 
 def _load_adapter(path: str, base: str | None, image_size: int | None) -> tuple[torch.nn.Module, Processor]:
-    config = PeftConfig.from_pretrained(path)
+    config = read_adapter_config(path)
+    weights = load_weights(path, WEIGHT_FILES["adapter"][1])
     base_model, processor = _load_with_processor(path, base or config.base_model_name_or_path or "", image_size)
     config.inference_mode = True
     config.base_model_name_or_path = base_model.name_or_path
     model = get_peft_model(cast(Any, base_model), config)
-    # PeftModel.from_pretrained does not tell which weights found no place in the base model; this does.
-    result = model.load_adapter(path, adapter_name="default")
-    misfits = [*result.missing_keys, *result.unexpected_keys]
-    if misfits:
-        raise InputError(
-            f"{path} does not fit the base model {base_model.name_or_path}: {len(misfits)} weights have no "
-            f"counterpart, such as {misfits[0]}; give the model that it was trained on (--model_name_or_path)"
-        )
+    fill_adapter(cast(PeftModel, model), path, weights)
     return model.eval(), processor

@@ -12,7 +12,8 @@ Images in, results out: which files of a folder are images, and the folder of ma
 | `results.csv` | one row an image and prompt: files, number, colour, size of the mask |
 
 IMAGE is the image's file name without its suffix, with its number where a DICOM or NIfTI file holds several
-(`scan-007`); FILE is the same without that number. PROMPT is the prompt's number and the words of its text
+(`scan-007`); FILE is the same without that number. Of a table's record it is the table's name and the row's number
+(`test-row-7`). PROMPT is the prompt's number and the words of its text
 (`1-grey-matter`). All pictures have the image's own size.
 """
 
@@ -34,6 +35,7 @@ from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.nifti import write_mask_volume
 from peft_vlsm.segmentation.pictures import overlay
 from peft_vlsm.segmentation.prediction import Prediction
+from peft_vlsm.segmentation.row_images import RowImage
 from peft_vlsm.segmentation.slices import SLICED_SUFFIXES, Slice
 
 IMAGE_SUFFIXES = (*".bmp .gif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split(), *SLICED_SUFFIXES)
@@ -43,6 +45,7 @@ MAXIMUM_PROMPTS = 65535
 # CSS names, so that results.csv can be read by eye; further prompts get hues.
 COLORS = ("darkorange", "deepskyblue", "limegreen", "magenta", "yellow", "red", "blue", "cyan")
 GOLDEN_ANGLE = 137.508
+Place = Slice | RowImage
 # File systems take names of 255 bytes; what is added to a name stays below the difference.
 NAME_BYTES = 200
 SLUG_CHARACTERS = 50
@@ -54,7 +57,7 @@ class MaskRow:
     A row of `results.csv`.
 
     Args:
-        image (`str`): the image's file.
+        image (`str`): the image's file, or what names the record that holds it.
         slice (`int`, *optional*): which of the images in a DICOM or NIfTI file, counted from 0. None, an empty cell,
             where it holds one alone.
         prompt (`str`): the prompt.
@@ -169,7 +172,8 @@ class PredictionFolder:
 
     Args:
         folder (`Path`): an empty folder.
-        asked (`Mapping[Slice, Sequence[int]]`): the images, and the prompts that each is asked for, by their places.
+        asked (`Mapping[Slice | RowImage, Sequence[int]]`): the images, and the places of the prompts that each is
+            asked for.
         prompts (`list[str]`): at most 65535, in the order of their numbers.
         threshold (`float`): a pixel belongs to a mask where its probability is above this, 0 to 1.
         save_probabilities (`bool`): whether to write the probabilities, too.
@@ -178,7 +182,7 @@ class PredictionFolder:
     def __init__(
         self,
         folder: Path,
-        asked: Mapping[Slice, Sequence[int]],
+        asked: Mapping[Place, Sequence[int]],
         prompts: list[str],
         threshold: float,
         save_probabilities: bool,
@@ -196,8 +200,8 @@ class PredictionFolder:
         Writes a prediction's mask and, after the image's last prompt, what shows all its prompts together.
 
         Args:
-            prediction ([`Prediction`]): its source is a [`Slice`]. They come as [`predict`] yields them: image by
-                image, all prompts of each.
+            prediction ([`Prediction`]): its source is a [`Slice`] or a [`RowImage`]. They come as [`predict`] yields
+                them: image by image, all prompts of each.
         """
         place, number = prediction.source, prediction.prompt + 1
         name, wanted = self.names[place], self.asked[place]
@@ -256,15 +260,15 @@ class PredictionFolder:
 class _MaskVolumes:
     """Gathers the masks of a NIfTI file's slices, and writes them when its last one is there."""
 
-    def __init__(self, folder: Path, asked: Iterable[Slice], prompts: list[str]):
+    def __init__(self, folder: Path, asked: Iterable[Place], prompts: list[str]):
         self.folder, self.prompts = folder, prompts
-        self.sizes = Counter(place.file for place in asked if place.in_volume)
+        self.sizes = Counter(place.file for place in asked if isinstance(place, Slice) and place.in_volume)
         whole = [Slice(file) for file in self.sizes]
         self.names = dict(zip(self.sizes, name_images([place.name for place in whole]), strict=True))
         self.slices: dict[tuple[Path, int], list[np.ndarray]] = {}
 
-    def add(self, place: Slice, prompt: int, mask: np.ndarray) -> None:
-        if place.file not in self.sizes:
+    def add(self, place: Place, prompt: int, mask: np.ndarray) -> None:
+        if isinstance(place, RowImage) or place.file not in self.sizes:
             return
         slices = self.slices.setdefault((place.file, prompt), [])
         slices.append(mask)

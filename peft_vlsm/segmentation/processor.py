@@ -62,4 +62,4 @@ def load_processor(name: str, family: Architecture) -> Processor:
     if family.image_size is not None:
         declared["size"] = {"height": family.image_size, "width": family.image_size}
     settings = declared | {key: stored[key] for key in _TAKEN if stored.get(key) is not None}
-    return Processor(_PIL_CLASS(**settings), AutoTokenizer.from_pretrained(name))
+    return Processor(_PIL_CLASS(**settings), AutoTokenizer.from_pretrained(name, trust_remote_code=False))

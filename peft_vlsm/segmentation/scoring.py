@@ -11,16 +11,19 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from peft_vlsm.segmentation.annotations import AnnotationRow
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.evaluation import mask_logits
 from peft_vlsm.segmentation.metrics import SegmentationMetric
 from peft_vlsm.segmentation.pictures import Sample
 from peft_vlsm.segmentation.prediction import resize_logits
 from peft_vlsm.segmentation.processor import Processor
-from peft_vlsm.segmentation.sources.coco import CocoRow
+from peft_vlsm.segmentation.prompts import RANDOM, evaluation_prompt
+from peft_vlsm.segmentation.row_images import image_name
 from peft_vlsm.segmentation.sources.rows import EMPTY_PROMPT, Row
 from peft_vlsm.segmentation.transforms import image_to_tensor, mask_to_tensor, prompts_to_tensors
+
+# The name of a prompt that the user gives in place of the rows' own.
+OVERRIDE = "override"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Case:
 
     Args:
         row ([`Row`]): the image, its mask and all of its prompts.
-        key (`str`): the prompt's name: `p0`, `p1`, ...
+        key (`str`): the prompt's name: `p0`, `p1`, ..., or `override`, which no row holds.
         prompt (`str`): its text.
     """
 
@@ -41,17 +44,19 @@ class Case:
     @property
     def image(self) -> str:
         """What names the image, which several rows may share: its file, or else the row."""
-        return str(self.row.image) if isinstance(self.row, (AnnotationRow, CocoRow)) else self.row.name
+        return image_name(self.row)
 
 
-def list_cases(rows: Sequence[Row], keys: list[str] | None = None) -> list[Case]:
+def list_cases(rows: Sequence[Row], keys: list[str] | None = None, override_prompt: str | None = None) -> list[Case]:
     """
     Pairs every row with its prompts; of a prompt in several wordings, the first one is taken.
 
     Args:
         rows (`Sequence[Row]`): of one data set.
         keys (`list[str]`, *optional*): names of the prompts to take, `p0` (the empty prompt) among them if wished.
-            Rows without one of them go without it. Default: all prompts that a row has, without `p0`.
+            Rows without one of them go without it. `["random"]` is the one of [`evaluation_prompt`], as where
+            finetune.py evaluates. Default: all prompts that a row has, without `p0`.
+        override_prompt (`str`, *optional*): the one prompt of all rows, in place of their own.
 
     Returns:
         `list[Case]`: the first row's prompts, then the second's, and so on.
@@ -59,6 +64,10 @@ def list_cases(rows: Sequence[Row], keys: list[str] | None = None) -> list[Case]
     Raises:
         InputError: no row has a prompt of one of the names.
     """
+    if override_prompt is not None:
+        return [Case(row, OVERRIDE, override_prompt) for row in rows]
+    if keys == [RANDOM]:
+        return [Case(row, list(row.prompts)[-1], evaluation_prompt(row)) for row in rows]
     cases = []
     for row in rows:
         texts = {EMPTY_PROMPT: [""], **row.prompts}
@@ -72,8 +81,8 @@ def list_cases(rows: Sequence[Row], keys: list[str] | None = None) -> list[Case]
 
 
 def prompt_number(key: str) -> int:
-    """What prompts are sorted by: 10 for `p10`, which stands behind `p9`."""
-    return int(key[1:])
+    """What prompts are sorted by: 10 for `p10`, which stands behind `p9`; `override` stands alone."""
+    return 0 if key == OVERRIDE else int(key[1:])
 
 
 class CaseDataset(Dataset[dict[str, Any]]):

@@ -86,7 +86,7 @@ def make_trackers(with_tracking: bool, report_to: str | None) -> list[str]:
     for name in names:
         if name not in TRACKERS:
             raise InputError(f"--report_to {name} is unknown; allowed: {', '.join(TRACKERS)}")
-        if name not in get_available_trackers():
+        if name not in map(str, get_available_trackers()):
             raise InputError(f"--report_to {name}: its package is missing; pip install {name}")
     return names
 

@@ -1,5 +1,6 @@
 """The flags that say where images, masks and prompts come from, and what is made of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,13 +11,9 @@ from peft_vlsm.segmentation.prompts import RANDOM, check_prompt_choice
 
 
 @dataclass
-class DataArguments:
+class PlaceArguments:
     """
-    Where the data is, which of its prompts are taken, and how images are varied. A script's own dataclass of arguments
-    inherits this one. Each field's help says what it does.
-
-    Raises:
-        InputError: flags that exclude one another, do nothing, or have values that are not allowed.
+    The two flags that name a data set as a whole. [`SourceArguments`] can name its splits one by one instead.
     """
 
     data_dir: str | None = option(
@@ -25,10 +22,19 @@ class DataArguments:
         "images/); train/, val/ (or validation/) and test/ with a metadata.jsonl each; or Parquet or WebDataset "
         "shards, in such folders or named by their split (train-00000.parquet).",
     )
+    dataset_name: str | None = option(None, "A data set on the Hub, or a folder that datasets.load_dataset knows.")
+
+
+@dataclass
+class SourceArguments:
+    """
+    The flags of a data set that finetune.py, evaluate.py and predict.py share: where its splits are, and how they are
+    read. They are checked where [`DataArguments`] are made of them. Each field's help says what it does.
+    """
+
     train_data_dir: str | None = option(None, "Folder of the training split: a metadata.jsonl, or shards.")
     validation_data_dir: str | None = option(None, "The same of the validation split.")
     test_data_dir: str | None = option(None, "The same of the test split.")
-    dataset_name: str | None = option(None, "A data set on the Hub, or a folder that datasets.load_dataset knows.")
     dataset_config_name: str | None = option(None, "The configuration of dataset_name.")
     train_annotations: str | None = option(None, "COCO instance JSON of the training split.")
     validation_annotations: str | None = option(None, "The same of the validation split.")
@@ -40,14 +46,36 @@ class DataArguments:
     prompt_column: str | None = option(
         None, "Tables and metadata.jsonl: the prompts; prompt (in tables also prompts, txt or json) if not given."
     )
-    streaming: bool = option(False, "Read a table's training rows while training runs (with max_train_steps).")
+    streaming: bool = option(
+        False, "Read a table without a copy on disk; training reads it while it runs (with max_train_steps)."
+    )
+    max_eval_samples: int | None = option(None, "Take the first so many rows alone, in evaluation and prediction.")
+    override_prompt: str | None = option(None, "Take this text as every image's prompt.")
+
+    def of_split(self, flag: str, split: str) -> str | None:
+        """The value of a flag that each split has, such as `data_dir` or `annotations`."""
+        return getattr(self, f"{SPLIT_FLAGS[split]}_{flag}")
+
+    def is_given(self, flag: str) -> bool:
+        """Whether any split has this flag."""
+        return any(self.of_split(flag, split) is not None for split in SPLIT_FLAGS)
+
+
+@dataclass
+class DataArguments(SourceArguments, PlaceArguments):
+    """
+    Where the data is, which of its prompts are taken, and how images are varied. A script's own dataclass of arguments
+    inherits this one. Each field's help says what it does.
+
+    Raises:
+        InputError: flags that exclude one another, do nothing, or have values that are not allowed.
+    """
+
     max_train_samples: int | None = option(None, "Take the first so many training rows alone.")
-    max_eval_samples: int | None = option(None, "Take the first so many rows of validation and test alone.")
     prompt: str = option(
         RANDOM,
         "Which prompts: random (training draws one; evaluation takes the one with the highest number), or p0 to p9.",
     )
-    override_prompt: str | None = option(None, "Take this text as every image's prompt.")
     augment_flip: bool = option(
         False, "Mirror half of the images, at random, and swap left and right in their prompts."
     )
@@ -83,14 +111,6 @@ class DataArguments:
         """The columns that the user named."""
         return {"image": self.image_column, "mask": self.mask_column, "prompt": self.prompt_column}
 
-    def of_split(self, flag: str, split: str) -> str | None:
-        """The value of a flag that each split has, such as `data_dir` or `annotations`."""
-        return getattr(self, f"{SPLIT_FLAGS[split]}_{flag}")
-
-    def is_given(self, flag: str) -> bool:
-        """Whether any split has this flag."""
-        return any(self.of_split(flag, split) is not None for split in SPLIT_FLAGS)
-
     def _check_sources(self) -> None:
         given = {
             "--data_dir": self.data_dir is not None,
@@ -119,3 +139,39 @@ class DataArguments:
 
 
 SPLIT_FLAGS = {"train": "train", "val": "validation", "test": "test"}
+
+
+def each_source(
+    args: SourceArguments, data_dirs: Iterable[str], dataset_names: Iterable[str], prompt: str = RANDOM
+) -> list[DataArguments]:
+    """
+    Takes the data sets apart that flags name together, where several may stand beside one another. What says how they
+    are read holds for all of them.
+
+    Args:
+        args ([`SourceArguments`]): the flags. `max_eval_samples` holds for every split, for training rows too.
+        data_dirs (`Iterable[str]`): folders, each a data set.
+        dataset_names (`Iterable[str]`): names on the Hub, each a data set of the configuration `dataset_config_name`.
+        prompt (`str`): see [`DataArguments`].
+
+    Returns:
+        `list[DataArguments]`: at least one: of the folders, then of the names, then of the splits' own folders, then
+        of COCO's annotations.
+
+    Raises:
+        InputError: no data is named, or a flag does nothing for one of the data sets.
+    """
+    shared = {each.name: getattr(args, each.name) for each in fields(SourceArguments)}
+    places: list[dict[str, Any]] = [{"data_dir": folder} for folder in data_dirs]
+    if named := list(dataset_names):
+        config = shared.pop("dataset_config_name")
+        places += [{"dataset_name": name, "dataset_config_name": config} for name in named]
+    for flag, others in (("data_dir", ()), ("annotations", ("image_root",))):
+        if args.is_given(flag):
+            names = [*(f"{split}_{flag}" for split in SPLIT_FLAGS.values()), *others]
+            places.append({name: shared.pop(name) for name in names})
+    # Without any place, DataArguments says what is missing.
+    return [
+        DataArguments(**shared, **place, prompt=prompt, max_train_samples=args.max_eval_samples)
+        for place in places or [{}]
+    ]

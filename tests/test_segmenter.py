@@ -1,0 +1,43 @@
+"""One way to run every family: logits at the images' size, presence where it is told, and the loss of both."""
+
+import pytest
+import torch
+from builders import tiny_clipseg, tiny_processor
+from segmenters import sam3_model
+from torch import nn
+
+from peft_vlsm.segmentation.errors import InputError
+from peft_vlsm.segmentation.losses import dice_bce_loss
+from peft_vlsm.segmentation.segmenter import SegmenterOutput, family_of, run_segmenter, segmentation_loss
+
+MODELS = {"clipseg": (tiny_clipseg, 32, False), "sam3": (sam3_model, 64, True)}
+
+
+@pytest.mark.parametrize("build, side, presence", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("rows", [1, 3])
+@torch.no_grad()
+def test_logits_have_the_images_size(build, side, presence, rows):
+    tokens = tiny_processor().tokenizer(["disc"] * rows, padding=True, return_tensors="pt")
+    output = run_segmenter(build(), {"pixel_values": torch.randn(rows, 3, side, side), **tokens})
+    assert output.logits.shape == (rows, side, side)
+    assert (output.presence is not None) == presence
+    assert not presence or output.presence.shape == (rows,)
+
+
+def test_the_loss_of_presence_asks_whether_the_mask_is_empty():
+    masks = torch.zeros(2, 4, 4)
+    masks[0, 1] = 1
+    logits = torch.randn(2, 4, 4)
+    alone = segmentation_loss(SegmenterOutput(logits, None), masks)
+    torch.testing.assert_close(alone, dice_bce_loss(logits, masks))
+    right = segmentation_loss(SegmenterOutput(logits, torch.tensor([20.0, -20.0])), masks)
+    wrong = segmentation_loss(SegmenterOutput(logits, torch.tensor([-20.0, 20.0])), masks)
+    torch.testing.assert_close(right, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(wrong, alone + 20, atol=1e-4, rtol=0)
+
+
+def test_the_family_is_found_inside_wrappers():
+    model = tiny_clipseg()
+    assert family_of(nn.Sequential(nn.Identity(), nn.Sequential(model))) is family_of(model)
+    with pytest.raises(InputError, match="a Linear gives no text-prompted masks"):
+        family_of(nn.Linear(2, 2))
