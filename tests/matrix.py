@@ -38,7 +38,7 @@ def run_pair(peft: str | None, transformers: str | None, constraints: Path) -> s
     if not python.exists():
         venv.create(environment, with_pip=True)
     install = [python, "-m", "pip", "install", "--quiet", "--upgrade", "--constraint", constraints, *wanted]
-    subprocess.run([*install, "--editable", f"{ROOT}[test]"], check=True)
+    subprocess.run([*install, "--editable", f"{ROOT}[test-core]"], check=True)
     told = "import peft, transformers as t; print(f'peft {peft.__version__}, transformers {t.__version__}')"
     pair = subprocess.run(
         [python, "-W", "ignore", "-c", told], check=True, capture_output=True, text=True

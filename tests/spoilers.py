@@ -1,15 +1,20 @@
 """Data in every form that the scripts take, and the ways in which images, data and saved weights are spoilt."""
 
+import errno
+import hashlib
 import io
 import json
 import os
 import pickle
+import resource
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from builders import read_rows, write_dataset, write_rows
 from PIL import Image
@@ -100,6 +105,7 @@ IMAGES: dict[str, Callable[[tuple[int, int]], bytes]] = {
     "mask, a colour": lambda size: encoded(Image.merge("RGB", [marked(size), marked(size, 0), marked(size, 0)])),
     "mask, clear": lambda size: encoded(Image.merge("LA", [marked(size), marked(size, 99)])),
     "mask, another size": lambda size: encoded(marked((size[0] + 1, size[1]))),
+    "mask, lying": lambda size: encoded(marked((size[1], size[0]))),
     "mask, 1 bit": lambda size: encoded(marked(size).convert("1")),
     "mask, palette": lambda size: encoded(marked(size).convert("P")),
     "mask, JPEG": lambda size: encoded(marked(size), "JPEG"),
@@ -127,7 +133,7 @@ def _put(file: Path, content: bytes | None) -> None:
 
 
 def _medvlsm(folder: Path, changes: dict[int, dict]) -> None:
-    write_dataset(folder, {"train": 4, "val": 2})
+    write_dataset(folder, {"train": 4, "val": 2, "test": 1})
     rows = read_rows(folder, "train")
     for number, change in changes.items():
         for role, key in (("image", "img_name"), ("mask", "mask_name")):
@@ -211,7 +217,8 @@ class Evil:
 
 def evil_pickle(marker: Path) -> bytes:
     """A pickle that makes the folder `marker` when it is loaded."""
-    return pickle.dumps(Evil(marker))
+    # torch warns of later protocols than its own.
+    return pickle.dumps(Evil(marker), protocol=2)
 
 
 def torch_file(content: object) -> bytes:
@@ -240,3 +247,50 @@ def poison(part: str, value: float) -> Callable[[dict[str, torch.Tensor]], objec
         weights[next(name for name in sorted(weights) if part in name)].view(-1)[0] = value
 
     return edit
+
+
+def sign(checkpoint: Path) -> None:
+    """Makes a checkpoint's list of files fit what was done to them, as one who wishes harm would."""
+    listed = {
+        file.name: {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        for file in checkpoint.iterdir()
+        if file.name != "files.json"
+    }
+    (checkpoint / "files.json").write_text(json.dumps(listed))
+
+
+def write_hub_cache(cache: Path, repository: str, files: dict[str, bytes]) -> None:
+    """Writes what the Hub's client has of a repository, for use without a network."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    for name, content in {
+        "refs/main": b"0" * 40,
+        **{f"snapshots/{'0' * 40}/{k}": v for k, v in files.items()},
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: writing fails as on a full disk, whichever library does it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def full_disk(owner: object, name: str, part: str) -> Iterator[None]:
+    """A function of files fails with errno 28 where `part` is in the path that it is given."""
+    original = getattr(owner, name)
+
+    def failing(path: object, *args: object, **options: object) -> object:
+        if part in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return original(path, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, failing)
+        yield

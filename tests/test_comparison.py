@@ -56,6 +56,19 @@ def test_cases_of_some_prompts():
     assert cases == [(0, "p2", "text of p2"), (0, "p0", ""), (1, "p0", "")]
 
 
+def test_cases_of_the_prompt_that_training_evaluates_with():
+    cases = [(case.row.index, case.key, case.prompt) for case in list_cases(ROWS, ["random"])]
+    assert cases == [(0, "p10", "text of p10"), (1, "p1", "text of p1")]
+
+
+def test_one_prompt_for_all_rows():
+    cases = list_cases(ROWS, override_prompt="a thing")
+    assert [(case.row.index, case.key, case.prompt) for case in cases] == [(n, "override", "a thing") for n in (0, 1)]
+    comparison = Comparison.of([_result("a", [0.25, 0.75], cases)], resamples=20)
+    values, _, columns = comparison.prompt_fields()
+    assert columns == ["override"] and values.tolist() == [[0.5]]
+
+
 def test_a_prompt_that_no_row_has():
     with pytest.raises(InputError, match="--prompt p3: no row has this prompt; rows have p1, p2, p10"):
         list_cases(ROWS, ["p1", "p3"])

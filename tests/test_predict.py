@@ -561,7 +561,7 @@ def test_weights_that_are_not_finite(run, finetuned, tmp_path, capsys):
     weights = load_file(broken / "decoder.safetensors")
     weights["decoder.film_mul.bias"][0] = float("nan")
     save_file(weights, broken / "decoder.safetensors")
-    _assert_one_line(run, tmp_path, capsys, "test_0.png: the model's logits are not finite", adapter=broken)
+    _assert_one_line(run, tmp_path, capsys, "decoder.film_mul.bias are not finite", adapter=broken)
 
 
 def test_outputs_that_cannot_serve(run, images, tmp_path, capsys):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from builders import forget_accelerator, load_example, run_example, write_dataset
 from hub_server import DROP, OWNER, TOKEN, serve_hub
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
@@ -251,3 +252,37 @@ def test_a_failing_command_is_one_line_with_status_2(hub, run, capsys, argv, mes
     errors = captured.err.splitlines()
     assert exit_.value.code == 2 and captured.out == ""
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
+
+
+@pytest.fixture
+def finetune(base, tmp_path):
+    """Runs finetune.py with --push_to_hub; returns its output folder."""
+    data = write_dataset(tmp_path / "data", {"train": 2, "val": 1, "test": 1})
+
+    def finetune(*flags):
+        forget_accelerator()
+        places = ("--model_name_or_path", base, "--data_dir", data, "--output_dir", tmp_path / "out")
+        few = ("--max_train_steps", 1, "--adapter_dim", 2, "--push_to_hub", "True", "--hub_model_id", REPO)
+        run_example(load_example("finetune"), *places, *few, *flags)
+
+    finetune.out = tmp_path / "out"
+    return finetune
+
+
+def test_a_run_publishes_its_results(hub, finetune, capsys):
+    finetune("--hub_private_repo", "True")
+    assert f"published at {hub.endpoint}/{REPO}" in capsys.readouterr().out
+    repository = hub.repositories[REPO]
+    names = set(repository.at("main").files)
+    assert {"README.md", "adapter_model.safetensors", "tokenizer.json", "all_results.json", "samples.png"} <= names
+    assert repository.private and not any(name.startswith("step_") for name in names)
+
+
+def test_a_run_whose_push_fails_keeps_its_results(monkeypatch, finetune, capsys):
+    monkeypatch.setattr(constants, "ENDPOINT", CLOSED)
+    with pytest.raises(SystemExit) as stop:
+        finetune()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and f"python -m peft_vlsm push {finetune.out} {REPO}" in line
+    load_finetuned(finetune.out)
+    assert (finetune.out / "all_results.json").exists()

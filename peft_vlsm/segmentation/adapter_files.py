@@ -1,5 +1,5 @@
 """
-What a fine-tuning run saved, read from a folder or from the Hub: settings from JSON and weights from safetensors alone.
+What a fine-tuning run saved, in a folder or on the Hub: settings are read from JSON, weights from safetensors alone.
 
 Nothing is unpickled, and nothing is loaded by halves: settings of a newer version, numbers that are not finite, and
 tensors that the model lacks, or lacks in this shape, are named.

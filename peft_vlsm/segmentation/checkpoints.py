@@ -130,8 +130,7 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
             if main:
                 self._write_rest(staging, progress, best_weights)
-                shutil.rmtree(target, ignore_errors=True)
-                os.replace(staging, target)
+                _put_in_place(staging, target)
                 self._prune()
         # torch and safetensors have errors of their own for a disk that is full.
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -207,7 +206,24 @@ class Checkpoints:
     def _check_best(self, checkpoint: Path, best: dict[str, torch.Tensor]) -> None:
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         if best and best.keys() != trained:
-            raise InputError(f"--resume_from_checkpoint {checkpoint} is damaged: {_BEST} holds other weights than train")
+            raise InputError(
+                f"--resume_from_checkpoint {checkpoint} is damaged: {_BEST} holds other weights than train"
+            )
+
+
+def _put_in_place(staging: Path, target: Path) -> None:
+    """Renames; a checkpoint of the same step stays until the new one stands there."""
+    former = target.with_name(f".{target.name}.former")
+    shutil.rmtree(former, ignore_errors=True)
+    if target.exists():
+        os.replace(target, former)
+    try:
+        os.replace(staging, target)
+    except OSError:
+        if former.exists():
+            os.replace(former, target)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
 from peft import PeftModel, get_peft_model
 from PIL import Image
@@ -43,7 +44,11 @@ WEIGHT_FILES = {
     "full": ("config.json", "model.safetensors"),
 }
 RESULT_FILES = ("all_results.json", "samples.png", "curves.png")
-_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+# What files of any content may raise, as they are read and as a model is built from them.
+_UNLOADABLE = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
 
 
 def load_base(name_or_path: str, image_size: int | None = None) -> tuple[PreTrainedModel, Processor]:

@@ -62,4 +62,14 @@ def load_processor(name: str, family: Architecture) -> Processor:
     if family.image_size is not None:
         declared["size"] = {"height": family.image_size, "width": family.image_size}
     settings = declared | {key: stored[key] for key in _TAKEN if stored.get(key) is not None}
-    return Processor(_PIL_CLASS(**settings), AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+    return Processor(_PIL_CLASS(**settings), _load_tokenizer(name))
+
+
+def _load_tokenizer(name: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        # tokenizers raises Exception itself where a file makes no sense to it.
+        if type(error) is not Exception:
+            raise
+        raise ValueError(f"tokenizer.json is broken ({error}); copy it again") from error

@@ -38,6 +38,9 @@ class JsonlTracker(GeneralTracker):
     @on_main_process
     def start(self) -> None:
         """Keeps of an earlier log what a resumed run has behind it."""
+        if not self.tracker.exists():
+            # A run that ends before its first step leaves an empty folder, which the next run takes.
+            return
         kept = [line for line in read_log(self.folder) if line["step"] <= self.resumed_step]
         staging = self.folder / f".{LOG}.partial"
         staging.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -92,7 +92,7 @@ class DataArguments(SourceArguments, PlaceArguments):
         """Checks the flags against each other; raises [`InputError`]."""
         self._check_sources()
         self._check_idle_flags()
-        for name in ("max_train_samples", "max_eval_samples"):
+        for name in ("max_eval_samples", "max_train_samples"):
             self._refuse(name, getattr(self, name) is not None and getattr(self, name) < 1, "must be at least 1")
         self._refuse("negatives", self.negatives < 0, "must not be negative")
         check_prompt_choice(self.prompt)
