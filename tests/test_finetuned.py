@@ -8,6 +8,7 @@ import torch
 from builders import move_trainable_weights, remove_processor, remove_tokenizer, tiny_processor
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from segmenters import write_sam3_model
 from transformers import CLIPSegForImageSegmentation
 
 from peft_vlsm import DenseAdapterConfig
@@ -176,3 +177,19 @@ def test_an_output_dir_below_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--output_dir .*file/out cannot be made"):
         make_output_dir(tmp_path / "file" / "out")
+
+
+def test_sam3_as_it_is_published_beside_its_video_tracker(tmp_path):
+    """facebook/sam3 is a sam3_video checkpoint: the detector's weights and settings are a part of it."""
+    video = write_sam3_model(tmp_path / "video")
+    expected, _ = load_base(str(video))
+    from transformers.models.sam3_video.configuration_sam3_video import Sam3VideoConfig
+
+    Sam3VideoConfig(detector_config=json.loads((video / "config.json").read_text())).save_pretrained(video)
+    weights = {f"detector_model.{name}": tensor for name, tensor in load_file(video / "model.safetensors").items()}
+    weights["tracker_model.memory.weight"] = torch.zeros(2)
+    save_file(weights, video / "model.safetensors", metadata={"format": "pt"})
+    model, _ = load_base(str(video))
+    assert model.config.model_type == "sam3"
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name

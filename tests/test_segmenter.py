@@ -41,3 +41,15 @@ def test_the_family_is_found_inside_wrappers():
     assert family_of(nn.Sequential(nn.Identity(), nn.Sequential(model))) is family_of(model)
     with pytest.raises(InputError, match="a Linear gives no text-prompted masks"):
         family_of(nn.Linear(2, 2))
+
+
+@torch.no_grad()
+def test_how_far_prompts_are_padded_changes_nothing():
+    """SAM3's own processor pads to all of its tokens, ours to the longest prompt of the batch."""
+    model, pixel_values = sam3_model(), torch.randn(2, 3, 64, 64)
+    outputs = []
+    for padding in ("longest", "max_length"):
+        tokens = tiny_processor().tokenizer(["disc", "a red disc"], padding=padding, return_tensors="pt")
+        outputs.append(run_segmenter(model, {"pixel_values": pixel_values, **tokens}))
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outputs[0].presence, outputs[1].presence, atol=1e-4, rtol=1e-4)
