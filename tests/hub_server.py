@@ -167,7 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = yaml.safe_load(json.loads(body)["content"].split("---")[1])
         errors = []
         try:
-            validate_repo_id(data.get("base_model"))
+            if "base_model" in data:
+                validate_repo_id(data["base_model"])
         except ValueError as error:
             errors.append({"message": f'"base_model" is no model id: {error}'})
         self._answer({"errors": errors, "warnings": []}, 400 if errors else 200)

@@ -5,12 +5,20 @@ import json
 import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from packaging.version import Version
 from PIL import Image
 
+from peft_vlsm.segmentation.sources.open import STREAMS_RESUME
+
 WIDTH, HEIGHT = 12, 10
+streams = pytest.mark.skipif(
+    Version(datasets.__version__) < STREAMS_RESUME, reason=f"--streaming needs datasets {STREAMS_RESUME}"
+)
 SQUARE = [2, 3, 6, 3, 6, 8, 2, 8]
 
 

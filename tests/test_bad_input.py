@@ -64,6 +64,7 @@ from bad_cases import (
 )
 from builders import EXAMPLES, forget_accelerator, load_example, run_example, write_dataset
 from run_folders import write_run
+from source_data import streams
 from spoilers import SIZES, edit_json, evil_pickle, poison
 
 from peft_vlsm.__main__ import main as command_line
@@ -467,7 +468,9 @@ def _files(folder: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=[streams] * ("streamed" in name)) for name, case in CASES.items()]
+)
 def test_bad_input(case, scripts, world, tmp_path, capsys, caplog):
     place = Place(world, tmp_path)
     flags = case.flags(place)

@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 from builders import failure_of, forget_accelerator, load_example, run_example
-from source_data import png, records, square, write_coco, write_imagefolder, write_parquet, write_tar
+from source_data import png, records, square, streams, write_coco, write_imagefolder, write_parquet, write_tar
 
 from peft_vlsm.segmentation.checkpoints import Checkpoints
 
@@ -81,6 +81,7 @@ def test_a_source_trains(run, tmp_path, source, rows, test):
     assert ("test_dice" in results) == test and 0 <= results["val_dice"] <= 1
 
 
+@streams
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_streamed_run_that_died_resumes_to_the_same_bytes(run, tmp_path, monkeypatch, workers):
     flags = (*parquet(tmp_path / "data"), "--streaming", "--max_train_steps", 12, "--validation_steps", 5)

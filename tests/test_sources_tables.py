@@ -21,6 +21,7 @@ from source_data import (
     read_metadata,
     records,
     square,
+    streams,
     write_imagefolder,
     write_metadata,
     write_parquet,
@@ -201,6 +202,7 @@ def _prompts(dataset, count):
     return [example.prompt for example in islice(dataset, count)]
 
 
+@streams
 def test_a_streamed_epoch_has_every_row_once_and_each_another_order(shards):
     total = sum(PER_SHARD)
     prompts = _prompts(_stream(shards), 2 * total)
@@ -212,6 +214,7 @@ def test_a_streamed_epoch_has_every_row_once_and_each_another_order(shards):
     assert _prompts(later, total) == prompts[total:] and later.epoch == 1
 
 
+@streams
 @pytest.mark.parametrize("given", [1, 2, 5, 8, 9, 10, 14])
 def test_a_resumed_stream_gives_the_rows_that_were_to_come(shards, given, caplog):
     augmentation = Augmentation(flip=True, colour=0.3)
@@ -224,6 +227,7 @@ def test_a_resumed_stream_gives_the_rows_that_were_to_come(shards, given, caplog
     assert caplog.text == ""
 
 
+@streams
 def test_a_stream_of_two_workers_resumes_at_either(shards):
     whole = _batches(_stream(shards), 12, workers=2)
     for given in (3, 6):
@@ -233,6 +237,7 @@ def test_a_stream_of_two_workers_resumes_at_either(shards):
         assert _batches(resumed, 12 - given, workers=2) == whole[given:]
 
 
+@streams
 def test_streams_resume_on_what_they_were_made_on(shards):
     first = _stream(shards)
     _batches(first, 1)
@@ -242,6 +247,7 @@ def test_streams_resume_on_what_they_were_made_on(shards):
         _stream(shards, rank=1, world_size=2).load_state_dict(first.state_dict())
 
 
+@streams
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_a_stream_out(shards, world_size):
     """Three processes have a shard each; two take every other row."""
@@ -259,6 +265,7 @@ def test_processes_share_a_stream_out(shards, world_size):
     assert sorted(rows) == list(range(sum(PER_SHARD))) and len(set(places)) == len(places)
 
 
+@streams
 def test_a_stream_of_webdataset_shards(tmp_path):
     for shard in range(2):
         rows = [{"jpg": png(picture(n)), "mask.png": png(square()), "txt": f"t{shard}{n}".encode()} for n in range(3)]
@@ -272,6 +279,7 @@ def test_a_stream_of_webdataset_shards(tmp_path):
         assert _prompts(resumed, 12 - given) == whole[given:]
 
 
+@streams
 def test_max_train_samples_of_a_stream(shards):
     stream = open_stream(_flags("--data_dir", shards, "--streaming", "--max_train_samples", 3))
     dataset = StreamingSegmentationDataset(stream, tiny_processor())
@@ -279,6 +287,7 @@ def test_max_train_samples_of_a_stream(shards):
     assert {prompt[1:] for prompt in prompts} == {"0", "1", "2"}
 
 
+@streams
 def test_a_streamed_row_that_cannot_be_used_is_named(tmp_path):
     rows = records(0, 3)
     rows[2]["image"] = {"bytes": b"no image", "path": None}
@@ -291,12 +300,14 @@ def test_a_streamed_row_that_cannot_be_used_is_named(tmp_path):
         _stream(tmp_path)
 
 
+@streams
 def test_more_readers_than_rows(tmp_path):
     write_parquet(tmp_path / "train" / "0.parquet", records(0, 1))
     with pytest.raises(InputError, match="has no row for reader 2 of 3"):
         next(iter(_stream(tmp_path, rank=2, world_size=3)))
 
 
+@streams
 def test_a_stream_and_a_table_go_to_spawned_workers(shards):
     rows = load_rows(_flags("--data_dir", shards), "val")
     for dataset in (_stream(shards), SegmentationDataset(rows, tiny_processor(), seed=0)):

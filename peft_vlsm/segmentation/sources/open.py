@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+import datasets
 from datasets import Dataset, IterableDataset, get_dataset_split_names
+from packaging.version import Version
 
 from peft_vlsm.segmentation.annotations import read_annotations
 from peft_vlsm.segmentation.errors import InputError
@@ -25,6 +27,7 @@ from peft_vlsm.segmentation.sources.tables import (
     undecoded,
 )
 
+STREAMS_RESUME = Version("5.2")
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 Kind = Literal["medvlsm", "coco", "imagefolder", "shards", "hub"]
 
@@ -128,8 +131,14 @@ def open_stream(args: DataArguments, split: str = "train") -> Stream:
     that do not fit show at once.
 
     Raises:
-        InputError: the data is no table, a column is missing, or the first record cannot be used.
+        InputError: the data is no table, a column is missing, or the first record cannot be used; or the datasets
+            library is too old.
     """
+    if Version(datasets.__version__) < STREAMS_RESUME:
+        raise InputError(
+            f"--streaming needs datasets {STREAMS_RESUME} or later, and this is {datasets.__version__}, whose streams "
+            "lose rows when they resume; pip install -U datasets transformers"
+        )
     source = _existing(args, split)
     _check_flags_of(args, source)
     table = _load(args, source)
