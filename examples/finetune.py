@@ -162,7 +162,9 @@ class Arguments(DataArguments):
         output = Path(self.output_dir)
         self._check("output_dir", not output.exists() or output.is_dir(), "is a file; name a folder")
         empty = not output.exists() or not any(output.iterdir())
-        resumed = self.resume_from_checkpoint is not None and not (output / "all_results.json").exists()
+        # A run killed at its very end has written its results: resuming writes the same ones again.
+        goes_on = list_checkpoints(output) or not (output / "all_results.json").exists()
+        resumed = self.resume_from_checkpoint is not None and goes_on
         problem = "is not empty; name another, or add --overwrite_output_dir"
         if output.is_dir() and list_checkpoints(output):
             problem += ", or go on with --resume_from_checkpoint latest"

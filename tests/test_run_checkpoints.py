@@ -181,6 +181,18 @@ def test_other_shares_of_the_same_steps_resume(run, finished, tmp_path):
     assert json.loads((out / "all_results.json").read_text())["train_steps"] == 13
 
 
+def test_a_run_killed_after_its_results_writes_them_again(run, tmp_path):
+    out = tmp_path / "out"
+    run(out, "--adapter_dim", 4)
+    before = weights(out), json.loads((out / "all_results.json").read_text())
+    (out / "README.md").unlink()
+    run(out, "--adapter_dim", 4, "--resume_from_checkpoint", "latest")
+    after = weights(out), json.loads((out / "all_results.json").read_text())
+    for name in ("train_seconds", "resume_from_checkpoint"):
+        before[1].pop(name), after[1].pop(name)
+    assert before == after and (out / "README.md").exists()
+
+
 def test_latest_without_any_checkpoint_begins(run, tmp_path, capsys):
     run(tmp_path / "out", "--max_train_steps", 1, "--resume_from_checkpoint", "latest")
     assert "there is no checkpoint" in capsys.readouterr().out
