@@ -38,6 +38,7 @@ from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
 from peft_vlsm.segmentation.finetuned import WEIGHT_FILES, load_finetuned
 from peft_vlsm.segmentation.output_folder import write_beside
 from peft_vlsm.segmentation.pictures import contact_sheet, heat_map
+from peft_vlsm.segmentation.prediction import check_adapter_name
 from peft_vlsm.segmentation.processes import end_processes
 from peft_vlsm.segmentation.processor import Processor
 from peft_vlsm.segmentation.prompts import RANDOM, check_prompt_choice
@@ -140,8 +141,7 @@ def holds_whole_model(adapter: str) -> bool:
 
 def load(args: Arguments, adapter: str) -> tuple[Any, Processor]:
     """The model in eval mode, and its processor, set to the size of images."""
-    if not os.path.exists(adapter) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", adapter):
-        raise InputError(f"--adapter {adapter} does not exist; name an output folder of finetune.py, or OWNER/NAME")
+    check_adapter_name(adapter)
     base = None if holds_whole_model(adapter) else args.model_name_or_path
     model, processor = load_finetuned(adapter, base, args.image_size)
     fit_processor(processor, model.config, args.image_size)

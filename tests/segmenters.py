@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from builders import TOKENS, pil_processor, tiny_processor
+from builders import TOKENS, move_trainable_weights, pil_processor, tiny_processor
 from models import TEXT, tiny_sam3, visible
+from peft import get_peft_model
+
+from peft_vlsm.segmentation.finetuned import load_base, save_finetuned
 
 SAM3_IMAGE_SIZE = 64
 
@@ -33,4 +36,24 @@ def write_sam3_model(folder: Path, seed: int = 0) -> Path:
     size = {"height": SAM3_IMAGE_SIZE, "width": SAM3_IMAGE_SIZE}
     settings = {"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     pil_processor("ViTImageProcessor")(**settings).save_pretrained(folder)
+    return folder
+
+
+def write_finetuned(folder: Path, base: Path, kinds: dict) -> Path:
+    """
+    Saves output folders of the tiny CLIPSeg, with weights that training has moved.
+
+    Args:
+        folder (`Path`): where each gets a folder of its own.
+        base (`Path`): the base model.
+        kinds (`dict`): an adapter's config by the folder's name; None for `"decoder"` and `"full"`.
+    """
+    for kind, config in kinds.items():
+        model, processor = load_base(str(base))
+        if config is not None:
+            model = get_peft_model(model, config)
+        elif kind == "decoder":
+            model.requires_grad_(False).decoder.requires_grad_(True)
+        move_trainable_weights(model)
+        save_finetuned(model, processor, folder / kind)
     return folder

@@ -13,7 +13,7 @@ import torch
 from builders import move_trainable_weights, tiny_processor, write_dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from segmenters import write_sam3_model
+from segmenters import write_finetuned, write_sam3_model
 from torch.nn import functional
 from transformers import pipeline
 from transformers.models.clipseg.modeling_clipseg import CLIPSegEncoderLayer
@@ -39,15 +39,7 @@ def models(base, tmp_path_factory):
     """Output folders of every kind, with weights that training has moved; a base model; an adapter of a SAM3."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(base, folder / "base")
-    for kind, config in KINDS.items():
-        model, processor = load_base(str(base))
-        if config is not None:
-            model = get_peft_model(model, config)
-        elif kind == "decoder":
-            model.requires_grad_(False).decoder.requires_grad_(True)
-        move_trainable_weights(model)
-        save_finetuned(model, processor, folder / kind)
-    return folder
+    return write_finetuned(folder, base, KINDS)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from builders import load_example, move_trainable_weights, tiny_processor, write
 from peft import LoraConfig, get_peft_model
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
-from segmenters import write_sam3_model
+from segmenters import write_finetuned, write_sam3_model
 from torch.nn import functional
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 from transformers.models.clipseg.modeling_clipseg import CLIPSegEncoderLayer
@@ -47,15 +47,7 @@ def predict():
 def finetuned(base, tmp_path_factory):
     """Output folders of every kind, with weights that training has moved."""
     folder = tmp_path_factory.mktemp("finetuned")
-    for kind, config in KINDS.items():
-        model, processor = load_base(str(base))
-        if config is not None:
-            model = get_peft_model(model, config)
-        elif kind == "decoder":
-            model.requires_grad_(False).decoder.requires_grad_(True)
-        move_trainable_weights(model)
-        save_finetuned(model, processor, folder / kind)
-    return folder
+    return write_finetuned(folder, base, KINDS)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A model on a data set: the logits of a batch's masks, and Dice, IoU and loss over all images."""
+"""A model on a data set: Dice, IoU and loss over all images."""
 
 from typing import cast
 
@@ -8,20 +8,6 @@ from torch.utils.data import DataLoader
 
 from peft_vlsm.segmentation.metrics import SegmentationMetric
 from peft_vlsm.segmentation.segmenter import run_segmenter, segmentation_loss
-
-
-def mask_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """
-    Runs the model on a batch of [`SegmentationDataset.collate`].
-
-    Args:
-        model (`torch.nn.Module`): of a family with masks, with or without adapters.
-        batch (`dict[str, torch.Tensor]`): on the model's device.
-
-    Returns:
-        `torch.Tensor` of shape `(B, side, side)`: above 0 where the mask is.
-    """
-    return run_segmenter(model, batch).logits
 
 
 @torch.no_grad()

@@ -63,6 +63,12 @@ class Prediction:
     presence: float | None = None
 
 
+def check_adapter_name(adapter: str) -> None:
+    """Raises [`InputError`] where what `--adapter` names neither exists here nor is a name on the Hub."""
+    if not os.path.exists(adapter) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", adapter):
+        raise InputError(f"--adapter {adapter} does not exist; name an output folder of finetune.py, or OWNER/NAME")
+
+
 def load_predictor(
     adapter: str, base: str | None = None, image_size: int | None = None
 ) -> tuple[torch.nn.Module, Processor]:
@@ -81,8 +87,7 @@ def load_predictor(
         InputError: as [`load_finetuned`]; also where `adapter` neither exists nor is a name on the Hub, and where
             `base` is given beside a folder that holds a whole model.
     """
-    if not os.path.exists(adapter) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", adapter):
-        raise InputError(f"--adapter {adapter} does not exist; name an output folder of finetune.py, or OWNER/NAME")
+    check_adapter_name(adapter)
     model, processor = load_finetuned(adapter, base, image_size)
     if base is not None and model.name_or_path == str(Path(adapter).resolve()):
         raise InputError(f"--model_name_or_path {base} does nothing: {adapter} holds a whole model; leave it out")

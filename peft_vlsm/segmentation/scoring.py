@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.evaluation import mask_logits
 from peft_vlsm.segmentation.metrics import SegmentationMetric
 from peft_vlsm.segmentation.pictures import Sample
 from peft_vlsm.segmentation.prediction import resize_logits
 from peft_vlsm.segmentation.processor import Processor
 from peft_vlsm.segmentation.prompts import RANDOM, evaluation_prompt
 from peft_vlsm.segmentation.row_images import image_name
+from peft_vlsm.segmentation.segmenter import run_segmenter
 from peft_vlsm.segmentation.sources.rows import EMPTY_PROMPT, Row
 from peft_vlsm.segmentation.transforms import image_to_tensor, mask_to_tensor, prompts_to_tensors
 
@@ -145,7 +145,7 @@ def predict_masks(model: torch.nn.Module, batch: dict[str, Any], threshold: floa
     Raises:
         InputError: the model's logits are not finite.
     """
-    logits = mask_logits(model, batch).float()
+    logits = run_segmenter(model, batch).logits.float()
     if not torch.isfinite(logits).all():
         raise InputError("the model's logits are not finite; its weights are broken, train it again")
     # Taken in float64, where logit(0.5) is exactly 0.
