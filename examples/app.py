@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.segmentation.arguments import option, parse_arguments
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
-from peft_vlsm.segmentation.finetuned import WEIGHT_FILES
+from peft_vlsm.segmentation.finetuned import kind_of
 from peft_vlsm.segmentation.pictures import overlay
 from peft_vlsm.segmentation.pipeline import TextPromptedSegmentationPipeline, text_prompted_segmentation
 
@@ -51,16 +51,12 @@ class Arguments:
 def find_adapters(path: str) -> dict[str, str]:
     """The output folders that a path names, by what the page calls them."""
     folder = Path(path)
-    if not folder.is_dir() or _holds_weights(folder):
+    if not folder.is_dir() or kind_of(folder):
         return {folder.name or path: path}
-    found = {entry.name: str(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and _holds_weights(entry)}
+    found = {entry.name: str(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and kind_of(entry)}
     if not found:
         raise InputError(f"--adapter {path} is no output folder of finetune.py, and holds none")
     return found
-
-
-def _holds_weights(folder: Path) -> bool:
-    return any((folder / files[0]).is_file() for files in WEIGHT_FILES.values())
 
 
 @dataclass(frozen=True)
@@ -75,9 +71,10 @@ class Model:
 def load_model(path: str, base: str | None, image_size: int | None) -> Model:
     """An adapter is switched off in place; of a fine-tuned decoder the base model is loaded, too."""
     tuned = text_prompted_segmentation(path, base=base, image_size=image_size)
-    if (Path(path) / WEIGHT_FILES["decoder"][0]).is_file():
+    kind = kind_of(path)
+    if kind == "decoder":
         return Model(tuned, text_prompted_segmentation(tuned.model.name_or_path, image_size=image_size), nullcontext)
-    if (Path(path) / WEIGHT_FILES["full"][0]).is_file() and not (Path(path) / WEIGHT_FILES["adapter"][0]).is_file():
+    if kind == "full":
         return Model(tuned, None, nullcontext)
     return Model(tuned, tuned, tuned.model.disable_adapter)
 

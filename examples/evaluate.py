@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 from peft_vlsm.segmentation.arguments import option, parse_arguments
 from peft_vlsm.segmentation.comparison import Comparison, Result, distinct_names, write_tables
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
-from peft_vlsm.segmentation.finetuned import WEIGHT_FILES, load_finetuned
+from peft_vlsm.segmentation.finetuned import kind_of, load_finetuned
 from peft_vlsm.segmentation.output_folder import write_beside
 from peft_vlsm.segmentation.pictures import contact_sheet, heat_map
 from peft_vlsm.segmentation.prediction import check_adapter_name
@@ -134,15 +134,10 @@ def read_cases(args: Arguments, source: DataArguments) -> list[Case]:
     return list_cases(rows, args.prompt, args.override_prompt)
 
 
-def holds_whole_model(adapter: str) -> bool:
-    present = [kind for kind, files in WEIGHT_FILES.items() if Path(adapter, files[0]).is_file()]
-    return present[:1] == ["full"]
-
-
 def load(args: Arguments, adapter: str) -> tuple[Any, Processor]:
     """The model in eval mode, and its processor, set to the size of images."""
     check_adapter_name(adapter)
-    base = None if holds_whole_model(adapter) else args.model_name_or_path
+    base = None if kind_of(adapter) == "full" else args.model_name_or_path
     model, processor = load_finetuned(adapter, base, args.image_size)
     fit_processor(processor, model.config, args.image_size)
     return model, processor
@@ -195,7 +190,7 @@ def main():
     # Everything that can be wrong with adapters and data shows here, before hours of work.
     adapters = dict(zip(distinct_names(args.adapter), args.adapter, strict=True))
     sources = find_data(args)
-    if args.model_name_or_path is not None and all(map(holds_whole_model, args.adapter)):
+    if args.model_name_or_path is not None and all(kind_of(adapter) == "full" for adapter in args.adapter):
         raise InputError(
             f"--model_name_or_path {args.model_name_or_path} does nothing: no --adapter needs a base model"
         )

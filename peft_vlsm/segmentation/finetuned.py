@@ -243,6 +243,11 @@ def save_weights(model: torch.nn.Module, folder: Path) -> str:
     return "full"
 
 
+def kind_of(folder: str | Path) -> str | None:
+    """Which of `WEIGHT_FILES` an output folder holds, by its settings' file; None where it holds none."""
+    return next((kind for kind, files in WEIGHT_FILES.items() if Path(folder, files[0]).is_file()), None)
+
+
 def load_finetuned(
     path: str | Path, base: str | None = None, image_size: int | None = None
 ) -> tuple[torch.nn.Module, Processor]:
@@ -261,7 +266,7 @@ def load_finetuned(
         InputError: the folder holds no fine-tuned model, or it or its base model cannot be loaded.
     """
     folder = Path(path)
-    kind = next((kind for kind, files in WEIGHT_FILES.items() if (folder / files[0]).is_file()), None)
+    kind = kind_of(folder)
     if kind is None and folder.exists():
         names = ", ".join(files[0] for files in WEIGHT_FILES.values())
         raise InputError(f"{path} holds no fine-tuned model: none of {names} is there")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from peft_vlsm.architectures import FAMILIES, Architecture
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.finetuned import WEIGHT_FILES
+from peft_vlsm.segmentation.finetuned import WEIGHT_FILES, kind_of
 
 METHODS = {"VLSM_DENSE_ADAPTER": "dense", "VLSM_SHALLOW_ADAPTER": "shallow", "LORA": "lora", "IA3": "ia3"}
 
@@ -59,7 +59,7 @@ def read_run(folder: str | Path) -> RunFolder:
         InputError: there is no fine-tuned model of a family that gives text-prompted masks, or a file is broken.
     """
     folder = Path(folder)
-    kind = next((kind for kind, files in WEIGHT_FILES.items() if (folder / files[0]).is_file()), None)
+    kind = kind_of(folder)
     if kind is None:
         names = ", ".join(files[0] for files in WEIGHT_FILES.values())
         raise InputError(f"{folder} holds no fine-tuned model: none of {names} is there; name finetune.py's output")
