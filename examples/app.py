@@ -25,9 +25,9 @@ from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.segmentation.arguments import option, parse_arguments
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
-from peft_vlsm.segmentation.finetuned import kind_of
+from peft_vlsm.segmentation.models.finetuned import kind_of
 from peft_vlsm.segmentation.pictures import overlay
-from peft_vlsm.segmentation.pipeline import TextPromptedSegmentationPipeline, text_prompted_segmentation
+from peft_vlsm.segmentation.prediction.pipeline import TextPromptedSegmentationPipeline, text_prompted_segmentation
 
 PORTS = range(1, 65536)
 NO_BASE = "A whole model: there is no adapter to switch off."

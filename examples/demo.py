@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
-from peft_vlsm.segmentation.annotations import read_annotations
 from peft_vlsm.segmentation.arguments import option, parse_arguments
-from peft_vlsm.segmentation.dataset import SegmentationDataset
+from peft_vlsm.segmentation.data.annotations import read_annotations
+from peft_vlsm.segmentation.data.dataset import SegmentationDataset
+from peft_vlsm.segmentation.data.transforms import fit_processor
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
-from peft_vlsm.segmentation.evaluation import evaluate
-from peft_vlsm.segmentation.finetuned import load_base
-from peft_vlsm.segmentation.transforms import fit_processor
+from peft_vlsm.segmentation.evaluation.validation import evaluate
+from peft_vlsm.segmentation.models.finetuned import load_base
 
 EXAMPLES = Path(__file__).parent
 # Each row of the table with its flags of finetune.py; the frozen model has none, since nothing of it trains. The

@@ -33,20 +33,20 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.segmentation.arguments import option, parse_arguments
-from peft_vlsm.segmentation.comparison import Comparison, Result, distinct_names, write_tables
+from peft_vlsm.segmentation.data.transforms import fit_processor
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
-from peft_vlsm.segmentation.finetuned import kind_of, load_finetuned
+from peft_vlsm.segmentation.evaluation.comparison import Comparison, Result, distinct_names, write_tables
+from peft_vlsm.segmentation.evaluation.scoring import Case, CaseDataset, extreme_samples, list_cases, score_cases
+from peft_vlsm.segmentation.models.finetuned import kind_of, load_finetuned
+from peft_vlsm.segmentation.models.processor import Processor
 from peft_vlsm.segmentation.output_folder import write_beside
 from peft_vlsm.segmentation.pictures import contact_sheet, heat_map
-from peft_vlsm.segmentation.prediction import check_adapter_name
-from peft_vlsm.segmentation.processes import end_processes
-from peft_vlsm.segmentation.processor import Processor
-from peft_vlsm.segmentation.prompts import RANDOM, check_prompt_choice
-from peft_vlsm.segmentation.scoring import Case, CaseDataset, extreme_samples, list_cases, score_cases
+from peft_vlsm.segmentation.prediction.predictor import check_adapter_name
+from peft_vlsm.segmentation.prompts.choice import RANDOM, check_prompt_choice
 from peft_vlsm.segmentation.sources.arguments import DataArguments, SourceArguments, each_source
 from peft_vlsm.segmentation.sources.open import load_rows
 from peft_vlsm.segmentation.sources.rows import check_rows
-from peft_vlsm.segmentation.transforms import fit_processor
+from peft_vlsm.segmentation.training.processes import end_processes
 
 REPEATABLE = ("--adapter", "--data_dir", "--dataset_name", "--prompt")
 SPLIT_PLACES = ("data_dir", "annotations")

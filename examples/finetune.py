@@ -32,8 +32,20 @@ from transformers import get_scheduler
 from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.segmentation.arguments import option, parse_arguments
-from peft_vlsm.segmentation.batches import RowSteps, StepBatches, StreamSteps
-from peft_vlsm.segmentation.checkpoints import (
+from peft_vlsm.segmentation.data.dataset import SegmentationDataset
+from peft_vlsm.segmentation.data.transforms import fit_processor
+from peft_vlsm.segmentation.errors import InputError, exit_on_input_error, explain_out_of_memory
+from peft_vlsm.segmentation.evaluation.validation import evaluate
+from peft_vlsm.segmentation.models.finetuned import load_base, make_output_dir, save_finetuned, save_results
+from peft_vlsm.segmentation.models.processor import Processor
+from peft_vlsm.segmentation.models.segmenter import run_segmenter, segmentation_loss
+from peft_vlsm.segmentation.publishing.model_card import write_model_card
+from peft_vlsm.segmentation.publishing.upload import push_folder
+from peft_vlsm.segmentation.sources.arguments import DataArguments
+from peft_vlsm.segmentation.sources.open import Stream, has_split, load_rows, open_stream
+from peft_vlsm.segmentation.sources.streaming import StreamingLoader, StreamingSegmentationDataset
+from peft_vlsm.segmentation.training.batches import RowSteps, StepBatches, StreamSteps
+from peft_vlsm.segmentation.training.checkpoints import (
     TERMINATED,
     Checkpoints,
     Progress,
@@ -41,11 +53,7 @@ from peft_vlsm.segmentation.checkpoints import (
     list_checkpoints,
     termination,
 )
-from peft_vlsm.segmentation.dataset import SegmentationDataset
-from peft_vlsm.segmentation.errors import InputError, exit_on_input_error, explain_out_of_memory
-from peft_vlsm.segmentation.evaluation import evaluate
-from peft_vlsm.segmentation.finetuned import load_base, make_output_dir, save_finetuned, save_results
-from peft_vlsm.segmentation.methods import (
+from peft_vlsm.segmentation.training.methods import (
     ADAPTERS,
     OURS,
     Method,
@@ -53,17 +61,9 @@ from peft_vlsm.segmentation.methods import (
     make_trainable,
     resolve,
 )
-from peft_vlsm.segmentation.model_card import write_model_card
-from peft_vlsm.segmentation.processes import end_processes
-from peft_vlsm.segmentation.processor import Processor
-from peft_vlsm.segmentation.publishing import push_folder
-from peft_vlsm.segmentation.samples import draw_samples
-from peft_vlsm.segmentation.segmenter import run_segmenter, segmentation_loss
-from peft_vlsm.segmentation.sources.arguments import DataArguments
-from peft_vlsm.segmentation.sources.open import Stream, has_split, load_rows, open_stream
-from peft_vlsm.segmentation.sources.streaming import StreamingLoader, StreamingSegmentationDataset
-from peft_vlsm.segmentation.tracking import JsonlTracker, draw_curves, log_picture, make_trackers, read_log
-from peft_vlsm.segmentation.transforms import fit_processor
+from peft_vlsm.segmentation.training.processes import end_processes
+from peft_vlsm.segmentation.training.samples import draw_samples
+from peft_vlsm.segmentation.training.tracking import JsonlTracker, draw_curves, log_picture, make_trackers, read_log
 
 PLATEAU = "reduce_lr_on_plateau"
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 5

@@ -28,14 +28,14 @@ from transformers import AutoConfig, CLIPModel, CLIPProcessor, logging
 
 from peft_vlsm import DenseAdapterConfig
 from peft_vlsm.segmentation.arguments import option, parse_arguments
+from peft_vlsm.segmentation.data.images import open_image
+from peft_vlsm.segmentation.data.transforms import image_to_tensor, prompts_to_tensors
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
-from peft_vlsm.segmentation.finetuned import make_output_dir, quiet_loading, save_finetuned, save_results
-from peft_vlsm.segmentation.images import open_image
+from peft_vlsm.segmentation.models.finetuned import make_output_dir, quiet_loading, save_finetuned, save_results
+from peft_vlsm.segmentation.models.processor import Processor
 from peft_vlsm.segmentation.pictures import CELL, FONT_FILE, FONT_SIZE, GAP, PREDICTED_COLOR
-from peft_vlsm.segmentation.prediction_folder import IMAGE_SUFFIXES
-from peft_vlsm.segmentation.processes import end_processes
-from peft_vlsm.segmentation.processor import Processor
-from peft_vlsm.segmentation.transforms import image_to_tensor, prompts_to_tensors
+from peft_vlsm.segmentation.prediction.results_folder import IMAGE_SUFFIXES
+from peft_vlsm.segmentation.training.processes import end_processes
 
 SAMPLES, SAMPLE_COLUMNS = 12, 4
 Row = tuple[Path, int]

@@ -39,28 +39,35 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.segmentation.arguments import option, parse_arguments
+from peft_vlsm.segmentation.data.row_images import RowImage, images_of, joined_mask
+from peft_vlsm.segmentation.data.transforms import fit_processor
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
-from peft_vlsm.segmentation.metrics import mask_overlap, overlap_scores
+from peft_vlsm.segmentation.evaluation.metrics import mask_overlap, overlap_scores
+from peft_vlsm.segmentation.models.processor import Processor
 from peft_vlsm.segmentation.output_folder import write_beside
 from peft_vlsm.segmentation.pictures import Sample, contact_sheet
-from peft_vlsm.segmentation.prediction import Prediction, Query, check_prompts, load_predictor, long_prompts, predict
-from peft_vlsm.segmentation.prediction_folder import (
+from peft_vlsm.segmentation.prediction.predictor import (
+    Prediction,
+    Query,
+    check_prompts,
+    load_predictor,
+    long_prompts,
+    predict,
+)
+from peft_vlsm.segmentation.prediction.results_folder import (
     MAXIMUM_PROMPTS,
     PROMPTS_OF_8_BITS,
     Place,
     PredictionFolder,
     find_images,
 )
-from peft_vlsm.segmentation.processor import Processor
-from peft_vlsm.segmentation.prompt_table import check_prompt_text, read_prompt_table
-from peft_vlsm.segmentation.prompts import RANDOM, check_prompt_choice, choose_prompt
-from peft_vlsm.segmentation.row_images import RowImage, images_of, joined_mask
-from peft_vlsm.segmentation.samples import SAMPLES
-from peft_vlsm.segmentation.slices import read_slice, slices_of
+from peft_vlsm.segmentation.prompts.choice import RANDOM, check_prompt_choice, choose_prompt
+from peft_vlsm.segmentation.prompts.table import check_prompt_text, read_prompt_table
 from peft_vlsm.segmentation.sources.arguments import DataArguments, PlaceArguments, SourceArguments
 from peft_vlsm.segmentation.sources.open import load_rows
 from peft_vlsm.segmentation.sources.rows import Row
-from peft_vlsm.segmentation.transforms import fit_processor
+from peft_vlsm.segmentation.training.samples import SAMPLES
+from peft_vlsm.segmentation.volumes.slices import read_slice, slices_of
 
 # A check of few images needs no bar of its own.
 SECONDS_BEFORE_BAR = 2.0

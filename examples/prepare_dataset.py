@@ -28,11 +28,11 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from peft_vlsm.segmentation.annotations import SPLITS
 from peft_vlsm.segmentation.arguments import OneLineParser
-from peft_vlsm.segmentation.attributes import measure_attributes
+from peft_vlsm.segmentation.data.annotations import SPLITS
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
 from peft_vlsm.segmentation.output_folder import write_beside
+from peft_vlsm.segmentation.prompts.attributes import measure_attributes
 
 EXAMPLES = Path(__file__).parent
 # `raw_datasets` lies beside this file, from wherever it is loaded.

@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 from peft_vlsm import enable_encoder_gradients
 from peft_vlsm.segmentation.arguments import OneLineParser
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
-from peft_vlsm.segmentation.losses import dice_bce_loss
+from peft_vlsm.segmentation.models.losses import dice_bce_loss
 
 TOKENIZER_SCENES = 2000
 EMBEDDING_DEVIATION = 0.3

@@ -5,7 +5,7 @@ pipelines of transformers.
 """
 
 from .architectures import Architecture, Encoder, enable_encoder_gradients, register_architecture
-from .segmentation.pipeline import text_prompted_segmentation
+from .segmentation.prediction.pipeline import text_prompted_segmentation
 from .tuners import DenseAdapterConfig, ShallowAdapterConfig, load_vlsm_adapter_checkpoint
 from .version import __version__
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from peft_vlsm.segmentation.arguments import OneLineParser
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
-from peft_vlsm.segmentation.finetuned import quiet_loading
-from peft_vlsm.segmentation.publishing import push_folder
+from peft_vlsm.segmentation.models.finetuned import quiet_loading
+from peft_vlsm.segmentation.publishing.upload import push_folder
 from peft_vlsm.tuners.inspection import (
     ADAPTER_CONFIG,
     METHODS,

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from peft_vlsm.segmentation.processes import LAST_RESULT_SECONDS
+from peft_vlsm.segmentation.training.processes import LAST_RESULT_SECONDS
 
 BATCH, STEPS = 4, 3
 

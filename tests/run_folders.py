@@ -8,9 +8,9 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from PIL import Image
 
 from peft_vlsm import DenseAdapterConfig, ShallowAdapterConfig
-from peft_vlsm.segmentation.finetuned import load_base, quiet_loading, save_finetuned, save_results
-from peft_vlsm.segmentation.segmenter import family_of
-from peft_vlsm.segmentation.transforms import fit_processor
+from peft_vlsm.segmentation.data.transforms import fit_processor
+from peft_vlsm.segmentation.models.finetuned import load_base, quiet_loading, save_finetuned, save_results
+from peft_vlsm.segmentation.models.segmenter import family_of
 
 CONFIGS = {
     "dense": lambda head: DenseAdapterConfig(

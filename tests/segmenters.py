@@ -6,7 +6,7 @@ from builders import TOKENS, move_trainable_weights, pil_processor, tiny_process
 from models import TEXT, tiny_sam3, visible
 from peft import get_peft_model
 
-from peft_vlsm.segmentation.finetuned import load_base, save_finetuned
+from peft_vlsm.segmentation.models.finetuned import load_base, save_finetuned
 
 SAM3_IMAGE_SIZE = 64
 

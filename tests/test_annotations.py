@@ -5,7 +5,7 @@ import shutil
 import pytest
 from builders import read_rows, write_dataset, write_rows
 
-from peft_vlsm.segmentation.annotations import read_annotations
+from peft_vlsm.segmentation.data.annotations import read_annotations
 from peft_vlsm.segmentation.errors import InputError
 
 

@@ -22,7 +22,7 @@ from peft import get_peft_model
 from PIL import Image
 
 from peft_vlsm import DenseAdapterConfig, text_prompted_segmentation
-from peft_vlsm.segmentation.finetuned import load_base, save_finetuned
+from peft_vlsm.segmentation.models.finetuned import load_base, save_finetuned
 from peft_vlsm.segmentation.pictures import overlay
 
 # Not imported: Gradio and its client leave event loops open, and a test must not.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from peft_vlsm.segmentation.attributes import measure_attributes
+from peft_vlsm.segmentation.prompts.attributes import measure_attributes
 
 SIDE = 240
 MIDDLE = SIDE // 2

@@ -9,9 +9,9 @@ import torch
 from builders import tiny_processor, write_dataset
 from PIL import Image
 
-from peft_vlsm.segmentation.annotations import AnnotationRow, read_annotations
-from peft_vlsm.segmentation.augmentation import Augmentation, mirror_prompt
-from peft_vlsm.segmentation.dataset import SegmentationDataset
+from peft_vlsm.segmentation.data.annotations import AnnotationRow, read_annotations
+from peft_vlsm.segmentation.data.augmentation import Augmentation, mirror_prompt
+from peft_vlsm.segmentation.data.dataset import SegmentationDataset
 from peft_vlsm.segmentation.errors import InputError
 
 ALL = Augmentation(flip=True, vertical_flip=True, rotation=30, scale=0.3, crop=0.4, colour=0.3)

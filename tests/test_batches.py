@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from peft_vlsm.segmentation.batches import StepBatches
+from peft_vlsm.segmentation.training.batches import StepBatches
 
 ROWS = 13
 # Batch size, accumulation and processes: all make steps of six rows at most.

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from peft_vlsm.segmentation.bootstrap import bootstrap_interval
+from peft_vlsm.segmentation.evaluation.bootstrap import bootstrap_interval
 
 
 def _scores(count, seed=0):

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peft_vlsm.segmentation.annotations import AnnotationRow
-from peft_vlsm.segmentation.comparison import Comparison, Result, distinct_names, summarise
+from peft_vlsm.segmentation.data.annotations import AnnotationRow
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.scoring import Case, list_cases
+from peft_vlsm.segmentation.evaluation.comparison import Comparison, Result, distinct_names, summarise
+from peft_vlsm.segmentation.evaluation.scoring import Case, list_cases
 
 NAMES = {
     "last parts": (["x/a", "y/b"], ["a", "b"]),

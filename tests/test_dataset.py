@@ -11,11 +11,11 @@ from builders import IMAGE_SIZE, TOKENS, tiny_clipseg, tiny_processor, write_dat
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from peft_vlsm.segmentation.annotations import AnnotationRow, read_annotations
-from peft_vlsm.segmentation.dataset import SegmentationDataset
+from peft_vlsm.segmentation.data.annotations import AnnotationRow, read_annotations
+from peft_vlsm.segmentation.data.dataset import SegmentationDataset
+from peft_vlsm.segmentation.data.images import ImageBytes, check_pair, open_image, open_mask, open_pair
+from peft_vlsm.segmentation.data.transforms import fit_processor, mask_to_tensor, prompts_to_tensors
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.images import ImageBytes, check_pair, open_image, open_mask, open_pair
-from peft_vlsm.segmentation.transforms import fit_processor, mask_to_tensor, prompts_to_tensors
 
 
 @pytest.fixture(scope="module")

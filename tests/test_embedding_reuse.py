@@ -9,9 +9,9 @@ from builders import move_trainable_weights
 from models import CONFIGS, FAMILIES
 from peft import LoraConfig, get_peft_model
 
-from peft_vlsm.segmentation.embedding_reuse import EmbeddingReuse
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.segmenter import run_segmenter
+from peft_vlsm.segmentation.models.segmenter import run_segmenter
+from peft_vlsm.segmentation.prediction.embedding_reuse import EmbeddingReuse
 
 CASES = [
     (family, tuner, family.variants[tuner][-1])

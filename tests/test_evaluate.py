@@ -30,9 +30,9 @@ from segmenters import SAM3_IMAGE_SIZE, write_sam3_model
 from torch.nn import functional
 
 from peft_vlsm import DenseAdapterConfig
-from peft_vlsm.segmentation.finetuned import load_base, load_finetuned, save_finetuned
-from peft_vlsm.segmentation.processor import Processor
-from peft_vlsm.segmentation.surface import hausdorff_95
+from peft_vlsm.segmentation.evaluation.surface import hausdorff_95
+from peft_vlsm.segmentation.models.finetuned import load_base, load_finetuned, save_finetuned
+from peft_vlsm.segmentation.models.processor import Processor
 
 SCRIPT = EXAMPLES / "evaluate.py"
 SCORES = ("dice", "iou", "precision", "recall", "hd95")

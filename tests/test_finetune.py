@@ -27,10 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from peft_vlsm.architectures import unreached_parameters
-from peft_vlsm.segmentation.annotations import read_annotations
-from peft_vlsm.segmentation.dataset import SegmentationDataset
-from peft_vlsm.segmentation.finetuned import load_base, load_finetuned
-from peft_vlsm.segmentation.segmenter import run_segmenter
+from peft_vlsm.segmentation.data.annotations import read_annotations
+from peft_vlsm.segmentation.data.dataset import SegmentationDataset
+from peft_vlsm.segmentation.models.finetuned import load_base, load_finetuned
+from peft_vlsm.segmentation.models.segmenter import run_segmenter
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "finetune.py"
 RESULT_FILES = {"all_results.json", "samples.png", "curves.png", "log.jsonl", "README.md"}

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from segmenters import write_sam3_model
 from torch.utils.data import DataLoader
 
-from peft_vlsm.segmentation.annotations import read_annotations
-from peft_vlsm.segmentation.dataset import SegmentationDataset
-from peft_vlsm.segmentation.evaluation import evaluate
-from peft_vlsm.segmentation.finetuned import load_base, load_finetuned
+from peft_vlsm.segmentation.data.annotations import read_annotations
+from peft_vlsm.segmentation.data.dataset import SegmentationDataset
+from peft_vlsm.segmentation.evaluation.validation import evaluate
+from peft_vlsm.segmentation.models.finetuned import load_base, load_finetuned
 
 METHODS = {
     "dense VLC": ("--method", "dense", "--variant", "VLC", "--adapter_dim", 4),

@@ -7,7 +7,7 @@ import pytest
 from builders import failure_of, forget_accelerator, load_example, run_example
 from source_data import png, records, square, streams, write_coco, write_imagefolder, write_parquet, write_tar
 
-from peft_vlsm.segmentation.checkpoints import Checkpoints
+from peft_vlsm.segmentation.training.checkpoints import Checkpoints
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from transformers import CLIPSegForImageSegmentation
 
 from peft_vlsm import DenseAdapterConfig
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.finetuned import load_base, load_finetuned, make_output_dir, save_finetuned
+from peft_vlsm.segmentation.models.finetuned import load_base, load_finetuned, make_output_dir, save_finetuned
 
 KINDS = ("dense", "lora", "decoder", "full")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 
-from peft_vlsm.segmentation.losses import dice_bce_loss
+from peft_vlsm.segmentation.models.losses import dice_bce_loss
 
 
 def _batch(masks):

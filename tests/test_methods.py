@@ -7,8 +7,14 @@ from models import FAMILIES
 from segmenters import sam3_model
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.methods import ADAPTERS, Method, freeze_what_the_loss_misses, make_trainable, resolve
-from peft_vlsm.segmentation.segmenter import run_segmenter, segmentation_loss
+from peft_vlsm.segmentation.models.segmenter import run_segmenter, segmentation_loss
+from peft_vlsm.segmentation.training.methods import (
+    ADAPTERS,
+    Method,
+    freeze_what_the_loss_misses,
+    make_trainable,
+    resolve,
+)
 
 MODELS = {"clipseg": tiny_clipseg, "sam3": sam3_model}
 # What the names of trainable weights have in common.

@@ -14,8 +14,8 @@ import pytest
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, get_confusion_matrix
 
-from peft_vlsm.segmentation.metrics import OVERLAP_SCORES, SCORES, SegmentationMetric, mask_overlap
-from peft_vlsm.segmentation.surface import hausdorff_95
+from peft_vlsm.segmentation.evaluation.metrics import OVERLAP_SCORES, SCORES, SegmentationMetric, mask_overlap
+from peft_vlsm.segmentation.evaluation.surface import hausdorff_95
 
 
 def _masks(images, seed=0, height=9, width=7):
@@ -174,7 +174,7 @@ def test_a_script_named_evaluate_does_not_hide_the_library(tmp_path):
     (tmp_path / "evaluate.py").write_text("raise RuntimeError('the script was imported')\n")
     (tmp_path / "other.py").write_text(
         "import sys; before = list(sys.path)\n"
-        "from peft_vlsm.segmentation.metrics import SegmentationMetric\n"
+        "from peft_vlsm.segmentation.evaluation.metrics import SegmentationMetric\n"
         "assert sys.path == before, 'the path is left as it was'\n"
         "print(SegmentationMetric.__mro__[1].__module__)\n"
     )
@@ -186,7 +186,7 @@ TWO_PROCESSES = """
 import json, torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, TensorDataset
-from peft_vlsm.segmentation.metrics import SegmentationMetric
+from peft_vlsm.segmentation.evaluation.metrics import SegmentationMetric
 generator = torch.Generator().manual_seed(0)
 masks = [torch.rand(5, 9, 7, generator=generator) > threshold for threshold in (0.6, 0.4)]
 accelerator = Accelerator()

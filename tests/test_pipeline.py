@@ -19,9 +19,9 @@ from transformers import pipeline
 from transformers.models.clipseg.modeling_clipseg import CLIPSegEncoderLayer
 
 from peft_vlsm import DenseAdapterConfig, ShallowAdapterConfig, text_prompted_segmentation
+from peft_vlsm.segmentation.data.transforms import fit_processor
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.finetuned import load_base, load_finetuned, save_finetuned
-from peft_vlsm.segmentation.transforms import fit_processor
+from peft_vlsm.segmentation.models.finetuned import load_base, load_finetuned, save_finetuned
 
 TASK = "text-prompted-segmentation"
 PROMPTS = ["red disc", "one blue disc"]

@@ -23,7 +23,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 from transformers.models.clipseg.modeling_clipseg import CLIPSegEncoderLayer
 
 from peft_vlsm import DenseAdapterConfig, ShallowAdapterConfig
-from peft_vlsm.segmentation.finetuned import load_base, load_finetuned, save_finetuned
+from peft_vlsm.segmentation.models.finetuned import load_base, load_finetuned, save_finetuned
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "predict.py"
 PROMPTS = ["red disc", "one blue disc"]

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageColor
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.prediction import Prediction
-from peft_vlsm.segmentation.prediction_folder import (
+from peft_vlsm.segmentation.prediction.predictor import Prediction
+from peft_vlsm.segmentation.prediction.results_folder import (
     PROMPTS_OF_8_BITS,
     PredictionFolder,
     find_images,
@@ -19,7 +19,7 @@ from peft_vlsm.segmentation.prediction_folder import (
     name_images,
     name_prompt,
 )
-from peft_vlsm.segmentation.slices import Slice
+from peft_vlsm.segmentation.volumes.slices import Slice
 
 NFC, NFD = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
 IMAGE_NAMES = {

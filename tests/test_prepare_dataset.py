@@ -13,7 +13,7 @@ import pytest
 from builders import failure_of, load_example, run_example
 from PIL import Image
 
-from peft_vlsm.segmentation.annotations import SPLITS, read_annotations
+from peft_vlsm.segmentation.data.annotations import SPLITS, read_annotations
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "prepare_dataset.py"

@@ -11,7 +11,7 @@ from segmenters import write_sam3_model
 from transformers import CLIPSegProcessor
 
 from peft_vlsm.architectures import FAMILIES
-from peft_vlsm.segmentation.processor import load_processor
+from peft_vlsm.segmentation.models.processor import load_processor
 
 CLIPSEG, SAM3 = (next(f for f in FAMILIES if f.model_type == name) for name in ("clipseg", "sam3"))
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from peft_vlsm.segmentation.attributes import MaskAttributes
-from peft_vlsm.segmentation.prompt_templates import (
+from peft_vlsm.segmentation.prompts.attributes import MaskAttributes
+from peft_vlsm.segmentation.prompts.templates import (
     compose_heart_prompts,
     compose_prompts,
     compose_tumor_prompts,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from peft_vlsm.segmentation.annotations import AnnotationRow
+from peft_vlsm.segmentation.data.annotations import AnnotationRow
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.prompts import check_prompt_choice, choose_prompt, evaluation_prompt, random_prompt
+from peft_vlsm.segmentation.prompts.choice import check_prompt_choice, choose_prompt, evaluation_prompt, random_prompt
 
 PROMPTS = {"p1": ["a"], "p2": ["b", "c"], "p10": ["d", "e", "f", "g"]}
 

@@ -16,10 +16,10 @@ from PIL import Image
 from run_folders import METHODS, write_run
 
 from peft_vlsm.__main__ import main
+from peft_vlsm.segmentation.data.transforms import image_to_tensor, prompts_to_tensors
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.finetuned import WEIGHT_FILES, load_finetuned
-from peft_vlsm.segmentation.publishing import push_folder
-from peft_vlsm.segmentation.transforms import image_to_tensor, prompts_to_tensors
+from peft_vlsm.segmentation.models.finetuned import WEIGHT_FILES, load_finetuned
+from peft_vlsm.segmentation.publishing.upload import push_folder
 
 # The Hub client's own way to store a file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")

@@ -25,8 +25,8 @@ from raw_layouts import (
     write_volume,
 )
 
-from peft_vlsm.segmentation.annotations import SPLITS, read_annotations
-from peft_vlsm.segmentation.images import open_pair
+from peft_vlsm.segmentation.data.annotations import SPLITS, read_annotations
+from peft_vlsm.segmentation.data.images import open_pair
 
 prepare_dataset = load_example("prepare_dataset")
 LAST_PROMPT = {"camus": 7, "busi": 6, "chexlocalize": 6}

@@ -7,9 +7,9 @@ import pytest
 from builders import write_dataset
 from source_data import coco_content, png, records, square, write_coco, write_parquet
 
-from peft_vlsm.segmentation.annotations import AnnotationRow, read_annotations
+from peft_vlsm.segmentation.data.annotations import AnnotationRow, read_annotations
+from peft_vlsm.segmentation.data.row_images import image_name, images_of, joined_mask
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.row_images import image_name, images_of, joined_mask
 from peft_vlsm.segmentation.sources.coco import read_coco
 from peft_vlsm.segmentation.sources.tables import RecordRow, find_columns, load_table, read_records, undecoded
 

@@ -10,9 +10,15 @@ import time
 import pytest
 from builders import EXAMPLES, forget_accelerator, load_example, run_example, write_dataset
 
-from peft_vlsm.segmentation.checkpoints import TERMINATED, Checkpoints, damage_of, find_checkpoint, list_checkpoints
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.tracking import read_log
+from peft_vlsm.segmentation.training.checkpoints import (
+    TERMINATED,
+    Checkpoints,
+    damage_of,
+    find_checkpoint,
+    list_checkpoints,
+)
+from peft_vlsm.segmentation.training.tracking import read_log
 
 FLAGS = ("--max_train_steps", 12, "--per_device_train_batch_size", 3, "--gradient_accumulation_steps", 2)
 METHODS = {
@@ -205,7 +211,7 @@ def test_a_pickle_that_runs_code_is_not_run(run, finished, tmp_path, capsys):
     marker = tmp_path / "ran"
     (step / "optimizer.bin").write_bytes(b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR.")
     files = json.loads((step / "files.json").read_text())
-    from peft_vlsm.segmentation.checkpoints import _describe
+    from peft_vlsm.segmentation.training.checkpoints import _describe
 
     files["optimizer.bin"] = _describe(step / "optimizer.bin")
     (step / "files.json").write_text(json.dumps(files))

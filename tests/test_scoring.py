@@ -5,10 +5,10 @@ import pytest
 import torch
 from builders import tiny_clipseg, tiny_processor, write_dataset
 
-from peft_vlsm.segmentation.annotations import AnnotationRow, read_annotations
+from peft_vlsm.segmentation.data.annotations import AnnotationRow, read_annotations
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.processor import Processor
-from peft_vlsm.segmentation.scoring import CaseDataset, extreme_samples, list_cases, predict_masks
+from peft_vlsm.segmentation.evaluation.scoring import CaseDataset, extreme_samples, list_cases, predict_masks
+from peft_vlsm.segmentation.models.processor import Processor
 
 CPU = torch.device("cpu")
 

@@ -15,12 +15,12 @@ from run_folders import METHODS, write_run
 from segmenters import write_sam3_model
 
 from peft_vlsm.architectures import mask_logits_of
+from peft_vlsm.segmentation.data.transforms import image_to_tensor, prompts_to_tensors
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.finetuned import load_finetuned
-from peft_vlsm.segmentation.model_card import write_model_card
-from peft_vlsm.segmentation.prediction import resize_logits
-from peft_vlsm.segmentation.segmenter import family_of
-from peft_vlsm.segmentation.transforms import image_to_tensor, prompts_to_tensors
+from peft_vlsm.segmentation.models.finetuned import load_finetuned
+from peft_vlsm.segmentation.models.segmenter import family_of
+from peft_vlsm.segmentation.prediction.predictor import resize_logits
+from peft_vlsm.segmentation.publishing.model_card import write_model_card
 
 HUB_BASE = "CIDAS/clipseg-rd64-refined"
 PROMPT = "a red disc"

@@ -7,8 +7,8 @@ from segmenters import sam3_model
 from torch import nn
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.losses import dice_bce_loss
-from peft_vlsm.segmentation.segmenter import SegmenterOutput, family_of, run_segmenter, segmentation_loss
+from peft_vlsm.segmentation.models.losses import dice_bce_loss
+from peft_vlsm.segmentation.models.segmenter import SegmenterOutput, family_of, run_segmenter, segmentation_loss
 
 MODELS = {"clipseg": (tiny_clipseg, 32, False), "sam3": (sam3_model, 64, True)}
 

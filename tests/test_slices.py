@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.grey_window import to_grey
-from peft_vlsm.segmentation.nifti import write_mask_volume
-from peft_vlsm.segmentation.slices import Slice, read_slice, slices_of
+from peft_vlsm.segmentation.volumes.grey_window import to_grey
+from peft_vlsm.segmentation.volumes.nifti import write_mask_volume
+from peft_vlsm.segmentation.volumes.slices import Slice, read_slice, slices_of
 
 nibabel = pytest.importorskip("nibabel")
 pydicom = pytest.importorskip("pydicom")

@@ -23,7 +23,7 @@ from source_data import (
 )
 
 from peft_vlsm.segmentation.arguments import parse_arguments
-from peft_vlsm.segmentation.augmentation import Augmentation
+from peft_vlsm.segmentation.data.augmentation import Augmentation
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.sources.arguments import DataArguments
 from peft_vlsm.segmentation.sources.coco import read_coco

@@ -29,8 +29,8 @@ from source_data import (
 )
 
 from peft_vlsm.segmentation.arguments import parse_arguments
-from peft_vlsm.segmentation.augmentation import Augmentation
-from peft_vlsm.segmentation.dataset import SegmentationDataset
+from peft_vlsm.segmentation.data.augmentation import Augmentation
+from peft_vlsm.segmentation.data.dataset import SegmentationDataset
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.sources.arguments import DataArguments
 from peft_vlsm.segmentation.sources.open import has_split, load_rows, open_stream

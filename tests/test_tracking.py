@@ -8,7 +8,7 @@ from builders import forget_accelerator, load_example, run_example, write_datase
 from PIL import Image
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.tracking import JsonlTracker, draw_curves, make_trackers, read_log
+from peft_vlsm.segmentation.training.tracking import JsonlTracker, draw_curves, make_trackers, read_log
 
 
 def write(folder, *lines):
@@ -48,7 +48,7 @@ def test_curves_show_what_was_measured():
     [("mlflow", "--report_to mlflow is unknown; allowed: tensorboard"), ("wandb", "its package is missing")],
 )
 def test_trackers_that_cannot_be_had(names, problem, monkeypatch):
-    monkeypatch.setattr("peft_vlsm.segmentation.tracking.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("peft_vlsm.segmentation.training.tracking.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(InputError, match=problem):
         make_trackers(True, names)
     assert make_trackers(False, None) == [] and make_trackers(True, None) == ["tensorboard"]

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.prompt_templates import compose_tumor_prompts
+from peft_vlsm.segmentation.prompts.templates import compose_tumor_prompts
 from raw_datasets.files import Layout, list_images, load_pair
 from raw_datasets.samples import Sample
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.prompt_templates import compose_heart_prompts
+from peft_vlsm.segmentation.prompts.templates import compose_heart_prompts
 from raw_datasets.files import fit
 from raw_datasets.samples import Sample
 

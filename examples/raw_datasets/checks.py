@@ -9,9 +9,9 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from peft_vlsm.segmentation.annotations import SPLITS, read_annotations
+from peft_vlsm.segmentation.data.annotations import SPLITS, read_annotations
+from peft_vlsm.segmentation.data.images import open_pair
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.images import open_pair
 from raw_datasets.splits import image_digest
 
 NAMED = 5

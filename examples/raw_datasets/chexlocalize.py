@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.prompt_templates import compose_xray_prompts
+from peft_vlsm.segmentation.prompts.templates import compose_xray_prompts
 from raw_datasets.files import fit, read_image
 from raw_datasets.samples import Sample
 

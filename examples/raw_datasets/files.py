@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from peft_vlsm.segmentation.data.images import open_image, open_mask
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.images import open_image, open_mask
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 # What browsers and the pipeline alike can open; other formats become PNG.

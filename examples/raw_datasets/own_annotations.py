@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from peft_vlsm.segmentation.annotations import SPLITS
+from peft_vlsm.segmentation.data.annotations import SPLITS
 from peft_vlsm.segmentation.errors import InputError
 from raw_datasets.files import KEPT_SUFFIXES
 from raw_datasets.samples import Sample

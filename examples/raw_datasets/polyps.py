@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.prompt_templates import compose_prompts
+from peft_vlsm.segmentation.prompts.templates import compose_prompts
 from raw_datasets.files import Layout, list_images, load_coloured_pair, load_pair, output_name, pair_masks
 from raw_datasets.samples import Sample
 

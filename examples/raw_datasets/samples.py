@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from peft_vlsm.segmentation.attributes import MaskAttributes
-from peft_vlsm.segmentation.prompt_templates import Prompts, compose_prompts
+from peft_vlsm.segmentation.prompts.attributes import MaskAttributes
+from peft_vlsm.segmentation.prompts.templates import Prompts, compose_prompts
 
 
 @dataclass(frozen=True)

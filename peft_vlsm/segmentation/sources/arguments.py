@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from peft_vlsm.segmentation.arguments import option
-from peft_vlsm.segmentation.augmentation import Augmentation
+from peft_vlsm.segmentation.data.augmentation import Augmentation
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.prompts import RANDOM, check_prompt_choice
+from peft_vlsm.segmentation.prompts.choice import RANDOM, check_prompt_choice
 
 
 @dataclass

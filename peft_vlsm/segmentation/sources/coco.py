@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from peft_vlsm.segmentation.data.images import open_image, upright_size
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.images import open_image, upright_size
 from peft_vlsm.segmentation.sources.files import find_below, read_json
 from peft_vlsm.segmentation.sources.rle import read_rle
 from peft_vlsm.segmentation.sources.rows import is_prompt, read_each, warn_of_repeats

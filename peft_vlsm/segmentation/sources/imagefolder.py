@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft_vlsm.segmentation.annotations import AnnotationRow
+from peft_vlsm.segmentation.data.annotations import AnnotationRow
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.sources.files import find_below, read_text
 from peft_vlsm.segmentation.sources.rows import prompts_identity, read_each, read_prompts, warn_of_repeats

@@ -9,7 +9,7 @@ import datasets
 from datasets import Dataset, IterableDataset, get_dataset_split_names
 from packaging.version import Version
 
-from peft_vlsm.segmentation.annotations import read_annotations
+from peft_vlsm.segmentation.data.annotations import read_annotations
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.sources.arguments import SPLIT_FLAGS, DataArguments
 from peft_vlsm.segmentation.sources.coco import read_coco

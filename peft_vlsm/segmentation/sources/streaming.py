@@ -24,11 +24,11 @@ from datasets.distributed import split_dataset_by_node
 from datasets.utils import logging as datasets_logging
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from peft_vlsm.segmentation.augmentation import Augmentation
+from peft_vlsm.segmentation.data.augmentation import Augmentation
+from peft_vlsm.segmentation.data.examples import Example, ExampleMaker
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.examples import Example, ExampleMaker
-from peft_vlsm.segmentation.processor import Processor
-from peft_vlsm.segmentation.prompts import RANDOM
+from peft_vlsm.segmentation.models.processor import Processor
+from peft_vlsm.segmentation.prompts.choice import RANDOM
 from peft_vlsm.segmentation.sources.open import Stream
 from peft_vlsm.segmentation.sources.tables import TABLE_ERRORS, RecordRow, deepest
 

@@ -18,8 +18,8 @@ from datasets.exceptions import DatasetsError
 from PIL import Image as PillowImage
 from pyarrow import ArrowException
 
+from peft_vlsm.segmentation.data.images import ImageBytes, ImageSource, check_pair, open_pair
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.images import ImageBytes, ImageSource, check_pair, open_pair
 from peft_vlsm.segmentation.sources.rows import prompts_identity, read_each, read_prompts, warn_of_repeats
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}

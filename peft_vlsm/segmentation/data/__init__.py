@@ -1,0 +1,1 @@
+"""Rows of images, masks and prompts: read, checked, varied, and made into tensors."""

@@ -1,0 +1,1 @@
+"""How good masks are: metrics, their means and intervals, adapters beside each other."""

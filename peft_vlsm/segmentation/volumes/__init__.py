@@ -1,0 +1,1 @@
+"""Images from NIfTI and DICOM files, slice by slice."""
