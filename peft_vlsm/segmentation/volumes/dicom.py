@@ -1,12 +1,15 @@
 """
 DICOM files (`.dcm`): each frame as an 8-bit image.
 
-Stored values are rescaled by the file's own slope and intercept or modality table, then the file's first window
-(WindowCenter, WindowWidth) is stretched over the grey levels; where it has none, the percentiles of [`to_grey`].
+Stored values are rescaled by the file's own slope and intercept or modality table. Then they become grey levels by the
+file's first VOI table or window (WindowCenter, WindowWidth); where it has none, by the percentiles of [`to_grey`].
 MONOCHROME1 is inverted, so that more is always brighter. Colour images keep their colours. Windows and rescaling that
 a multi-frame file gives for single frames are not read.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.volumes.grey_window import to_grey
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
+DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 
 
 def count_dicom_frames(file: Path) -> int:
@@ -26,12 +30,17 @@ def count_dicom_frames(file: Path) -> int:
     Raises:
         InputError: pydicom is not installed, or the file is no DICOM image.
     """
-    return int(_read(file, header=True).get("NumberOfFrames") or 1)
+    dataset = _read(file, header=True)
+    with _explained(file):
+        frames = int(dataset.get("NumberOfFrames") or 1)
+    if not 0 < frames <= file.stat().st_size:
+        raise InputError(f"{file} claims {frames} frames, which its {file.stat().st_size} bytes cannot hold")
+    return frames
 
 
 def read_dicom(file: Path, frame: int = 0) -> Image.Image:
     """
-    Reads a frame.
+    Reads a frame; the last file read is kept, for its other frames.
 
     Args:
         file (`Path`): a DICOM file.
@@ -41,27 +50,34 @@ def read_dicom(file: Path, frame: int = 0) -> Image.Image:
         `PIL.Image.Image`: mode RGB.
 
     Raises:
-        InputError: as in [`count_dicom_frames`], and where its pixels cannot be read.
+        InputError: as in [`count_dicom_frames`], and where its pixels cannot be read, for instance since no decoder
+            for their compression is installed.
     """
-    dataset = _read(file)
-    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+    with _explained(file):
+        written = file.stat().st_mtime_ns
+    dataset = _read_whole(file, written)
+    from pydicom.pixels.processing import apply_color_lut
     from pydicom.pixels.utils import pixel_array
 
-    try:
+    with _explained(file, dataset):
         values = pixel_array(dataset, index=frame)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             values = apply_color_lut(values, dataset)
             return Image.fromarray((values >> (8 * (values.dtype.itemsize - 1))).astype(np.uint8))
         if dataset.SamplesPerPixel == 1:
-            values = apply_modality_lut(values, dataset)
-    except Exception as error:  # Decoders of many libraries stand behind pydicom; each raises errors of its own.
-        raise InputError(f"{file} cannot be read as DICOM: {error}") from error
-    if values.ndim == 3:
+            grey = _grey(dataset, values)
+            return Image.fromarray(255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey).convert(
+                "RGB"
+            )
         if values.dtype != np.uint8:
             raise InputError(f"{file} has {values.dtype} colours; save it with 8 bits a channel")
         return Image.fromarray(values).convert("RGB")
-    grey = to_grey(values, _window(dataset))
-    return Image.fromarray(255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey).convert("RGB")
+
+
+@lru_cache(maxsize=1)
+def _read_whole(file: Path, written: int) -> Any:
+    """A file that was written anew meanwhile is read anew."""
+    return _read(file)
 
 
 def _read(file: Path, header: bool = False) -> Any:
@@ -69,12 +85,8 @@ def _read(file: Path, header: bool = False) -> Any:
         import pydicom
     except ImportError as error:
         raise InputError(f'{file}: DICOM files need pydicom; pip install "peft-vlsm[medical]"') from error
-    try:
+    with _explained(file):
         dataset = pydicom.dcmread(file, stop_before_pixels=header)
-    except FileNotFoundError as error:
-        raise InputError(f"{file} does not exist") from error
-    except Exception as error:  # A damaged file fails anywhere in pydicom's parser.
-        raise InputError(f"{file} cannot be read as DICOM: {error}") from error
     needed = ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation", "SamplesPerPixel")
     missing = [name for name in needed if name not in dataset]
     if missing:
@@ -82,12 +94,55 @@ def _read(file: Path, header: bool = False) -> Any:
     return dataset
 
 
-def _window(dataset: Any) -> tuple[float, float] | None:
-    """The values that become black and white, as DICOM PS3.3 C.11.2.1.2 defines them."""
+@contextmanager
+def _explained(file: Path, dataset: Any = None) -> Iterator[None]:
+    """Every error of pydicom, and of the decoders behind it, as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{file} does not exist") from error
+    except Exception as error:  # A damaged file fails anywhere, and each decoder raises errors of its own.
+        problem = str(error) if dataset is None else _pixel_problem(dataset, error)
+        raise InputError(f"{file} cannot be read as DICOM: {problem}") from error
+
+
+def _pixel_problem(dataset: Any, error: Exception) -> str:
+    """Says what to install, where that may help to read compressed pixels."""
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID, RLELossless
+
+    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        return str(error)
+    if not decoder.is_available:
+        return f"no decoder of {syntax.name} is installed; {DECODERS}"
+    # pydicom itself decodes RLE.
+    others = decoder.missing_dependencies and syntax != RLELossless
+    return f"{error}; another decoder may do better: {DECODERS}" if others else str(error)
+
+
+def _grey(dataset: Any, values: np.ndarray) -> np.ndarray:
+    """Stored values as grey levels, by the rules of DICOM PS3.3 C.11.1 and C.11.2."""
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi
+
+    values = apply_modality_lut(values, dataset)
+    if dataset.get("VOILUTSequence"):
+        bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
+        return to_grey(apply_voi(np.rint(values).astype(np.int64), dataset, index=0), (0, 2**bits - 1))
     center, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    if center is None or width is None or width <= 1:
-        return None
-    return center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
+    if center is None or width is None:
+        return to_grey(values)
+    function = dataset.get("VOILUTFunction") or "LINEAR"
+    if function == "SIGMOID" and width > 0:
+        # The logistic function of 4 (values - center) / width, in a form that does not overflow.
+        return to_grey(np.tanh(2 * (values - center) / width), (-1, 1))
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    return to_grey(values, (center - width / 2, center + width / 2) if width > 0 else None)
 
 
 def _first(value: Any) -> float | None:
