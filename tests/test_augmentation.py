@@ -62,6 +62,24 @@ def test_a_quarter_turn_is_exact(degrees):
     assert np.array_equal(turned, np.rot90(mask, -1 if degrees > 0 else 1)) and turned.sum() == 1
 
 
+def test_what_is_drawn_fills_its_range_on_both_sides():
+    augmentation = Augmentation(flip=True, vertical_flip=True, rotation=20, scale=0.4)
+    draws = [augmentation.draw(np.random.default_rng(seed)) for seed in range(200)]
+    for values, lowest, highest in (
+        ([draw.degrees for draw in draws], -20, 20),
+        ([draw.factor for draw in draws], 0.6, 1.4),
+    ):
+        margin = (highest - lowest) / 20
+        assert lowest <= min(values) < lowest + margin and highest - margin < max(values) <= highest
+    flips = np.array([(draw.flip, draw.vertical_flip) for draw in draws])
+    assert (abs(flips.mean(axis=0) - 0.5) < 0.1).all() and abs((flips[:, 0] & flips[:, 1]).mean() - 0.25) < 0.1
+
+
+def test_a_turned_image_is_smooth_and_its_mask_is_not():
+    image, mask = _apply(Augmentation(rotation=30), 0)
+    assert len(np.unique(np.asarray(image))) > 10 and mask.dtype == bool
+
+
 def test_scale_enlarges_about_the_centre():
     augmentation = Augmentation(scale=0.9)
     mask = np.zeros((40, 40), bool)
@@ -84,6 +102,22 @@ def test_a_crop_keeps_some_of_a_tiny_object_and_takes_any_window_of_an_empty_mas
     assert len(set(shapes)) > 30 and all(4 <= height <= 40 and 6 <= width <= 60 for height, width in shapes)
 
 
+def test_height_width_and_place_of_a_crop_do_not_depend_on_each_other():
+    rows, columns = np.mgrid[:100, :120].astype(np.uint8)
+    image, empty = Image.fromarray(np.stack([rows, columns, columns], axis=-1)), np.zeros((100, 120), bool)
+    windows = [np.asarray(_apply(Augmentation(crop=0.5), seed, image, empty)[0]) for seed in range(200)]
+    shares = np.array(
+        [
+            (height / 100, width / 120, window[0, 0, 0] / (100.001 - height), window[0, 0, 1] / (120.001 - width))
+            for window in windows
+            for height, width in [window.shape[:2]]
+        ]
+    )
+    assert abs(np.corrcoef(shares.T) - np.eye(4)).max() < 0.25
+    assert (shares.min(axis=0) < (0.55, 0.55, 0.05, 0.05)).all() and (shares.max(axis=0) > 0.95).all()
+    assert shares[:, :2].min() >= 0.5
+
+
 def test_an_object_does_not_turn_out_of_sight():
     corner = np.zeros((40, 60), bool)
     corner[0:2, 0:2] = True
@@ -95,6 +129,26 @@ def test_colour_leaves_the_mask_alone():
     images = [_apply(Augmentation(colour=0.5), seed, image=grey) for seed in range(10)]
     assert len({image.getpixel((0, 0)) for image, _ in images}) == 10
     assert all(np.array_equal(mask, _pair()[1]) for _, mask in images)
+
+
+def test_brightness_contrast_and_saturation_go_both_ways():
+    """Contrast keeps the mean, saturation each pixel's grey: what is left of the three ratios tells them apart."""
+    pixels = np.array([[[60, 90, 120], [100, 130, 160]]], np.uint8)
+    before = _light_spread_and_chroma(pixels)
+    factors = []
+    for seed in range(60):
+        image, _ = _apply(Augmentation(colour=0.3), seed, Image.fromarray(pixels), np.zeros((1, 2), bool))
+        light, spread, chroma = _light_spread_and_chroma(np.asarray(image)) / before
+        factors.append((light, spread / light, chroma / spread))
+    factors = np.array(factors)
+    assert (factors.min(axis=0) < 0.8).all() and (factors.max(axis=0) > 1.2).all()
+    assert factors.min() > 0.6 and factors.max() < 1.4
+
+
+def _light_spread_and_chroma(pixels):
+    """The mean grey level of two pixels, how far these are apart, and how far each one's colours are."""
+    grey = pixels[0].astype(float) @ (0.299, 0.587, 0.114)
+    return np.array([grey.mean(), grey[1] - grey[0], np.ptp(pixels[0].astype(float), axis=1).mean()])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +169,10 @@ PROMPTS = {
     "the heart": (
         "Left ventricular cavity, left atrium left of it",
         "Left ventricular cavity, left atrium right of it",
+    ),
+    "its vessels": (
+        "left main coronary artery, left circumflex, left anterior descending, left main bronchus",
+        "left main coronary artery, left circumflex, left anterior descending, right main bronchus",
     ),
     "no side": ("one small polyp", "one small polyp"),
     "empty": ("", ""),

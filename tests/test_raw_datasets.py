@@ -20,6 +20,7 @@ from raw_layouts import (
     discs,
     picture,
     save,
+    write_camus,
     write_chexlocalize,
     write_clinicdb,
     write_volume,
@@ -463,6 +464,9 @@ def test_folder_of_something_else_is_refused_with_the_layout_that_was_expected(c
     assert f"{raw}/{MISSING[name]}" in error and [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
+VIDEOS_OF_ONE = "frame_id,sequence_id\n1,1\n2\n"
+
+
 def remove(pattern: str):
     def change(raw: Path) -> None:
         (path,) = raw.glob(pattern)
@@ -488,7 +492,16 @@ def replace_text(name: str, old: str, new: str):
     return change
 
 
+def cut_in_half(pattern: str):
+    def change(raw: Path) -> None:
+        (path,) = raw.glob(pattern)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return change
+
+
 VAL = "CheXlocalize/gt_segmentations_val.json"
+SCAN = "database_nifti/patient0003/patient0003_2CH_ED.nii.gz"
 
 
 @pytest.mark.parametrize(
@@ -507,17 +520,14 @@ VAL = "CheXlocalize/gt_segmentations_val.json"
         ),
         ("busi", remove("*/benign/benign (3)_mask.png"), "has no mask benign (3)_mask.png"),
         ("camus", remove("*/patient0002/patient0002_4CH_ES_gt.nii.gz"), "patient0002_4CH_ES_gt.nii.gz (or .mhd) does"),
+        ("clinicdb", lambda raw: (raw / "CVC-ClinicDB/metadata.csv").write_text(VIDEOS_OF_ONE), "the video of"),
+        ("camus", lambda raw: (raw / SCAN).write_bytes(b"no volume"), "patient0003_2CH_ED.nii.gz cannot be read"),
+        ("camus", lambda raw: write_volume(np.zeros((3, 5, 5), np.uint8), raw / SCAN), "expected one slice"),
+        ("camus", cut_in_half(SCAN), "patient0003_2CH_ED.nii.gz cannot be read"),
         (
             "camus",
-            lambda raw: (raw / "database_nifti/patient0003/patient0003_2CH_ED.nii.gz").write_bytes(b"no volume"),
-            "patient0003_2CH_ED.nii.gz cannot be read",
-        ),
-        (
-            "camus",
-            lambda raw: write_volume(
-                np.zeros((3, 5, 5), np.uint8), raw / "database_nifti/patient0003/patient0003_2CH_ED.nii.gz"
-            ),
-            "expected one slice",
+            lambda raw: write_volume(np.full((48, 60), np.nan, np.float32), raw / SCAN),
+            "patient0003_2CH_ED.nii.gz holds values that are not finite",
         ),
         ("chexlocalize", remove("CheXpert/val/patient3/study1/view1_frontal.jpg"), "view1_frontal.jpg of"),
         ("chexlocalize", replace_text(VAL, "Edema", "Edemas"), "has the finding 'Edemas'"),
@@ -526,6 +536,13 @@ VAL = "CheXlocalize/gt_segmentations_val.json"
         ("chexlocalize", replace_text(VAL, "[48, 60]", "[48]"), "expected [height, width]"),
         ("chexlocalize", lambda raw: (raw / VAL).write_text("[]"), "must map image names"),
         ("chexlocalize", lambda raw: (raw / VAL).write_text("{"), "is not valid JSON"),
+        ("chexlocalize", lambda raw: (raw / VAL).write_text("[" * 100_000), "is not valid JSON"),
+        (
+            "chexlocalize",
+            replace_text(VAL, '"counts": "', '"counts": "ZZZZo'),
+            "Airspace Opacity: segmentation has co",
+        ),
+        ("chexlocalize", replace_text(VAL, '"counts": "', '"counts": "~~'), "Airspace Opacity: segmentation has co"),
     ],
 )
 def test_bad_files_are_named_and_nothing_is_written(capsys, tmp_path, name, change, message):
@@ -550,13 +567,64 @@ def test_run_lengths_may_be_numbers(prepared, tmp_path):
     assert rows_of(tmp_path / "out") == rows_of(prepared["chexlocalize"][1])
 
 
+def in_latin_1(*names: str):
+    def change(raw: Path) -> None:
+        for name in names:
+            with (raw / name).open("ab") as file:
+                file.write("Jos\u00e9\n".encode("latin-1"))
+
+    return change
+
+
+def in_a_repository(raw: Path) -> None:
+    """Three folders further down, beside what macOS packs into archives."""
+    parts = list(raw.iterdir())
+    inner = raw / "wound-segmentation" / "data" / "Foot Ulcer Segmentation Challenge"
+    inner.mkdir(parents=True)
+    for part in parts:
+        part.rename(inner / part.name)
+    save(picture(0), raw, "__MACOSX/train/images/0000.png")
+    save(picture(0), raw, "__MACOSX/train/labels/0000.png")
+
+
 @pytest.mark.parametrize(
-    ("name", "module", "extra"), [("camus", "SimpleITK", "medical"), ("chexlocalize", "pycocotools", "train")]
+    ("name", "change"),
+    [
+        ("dfu", in_a_repository),
+        ("camus", in_a_repository),
+        ("chexlocalize", in_a_repository),
+        ("camus", in_latin_1("database_split/subgroup_testing.txt", "database_nifti/patient0001/Info_2CH.cfg")),
+    ],
 )
-def test_missing_package_says_what_to_install(prepared, capsys, monkeypatch, tmp_path, name, module, extra):
+def test_what_surrounds_the_published_files_changes_nothing(prepared, tmp_path, name, change):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    WRITERS[name](raw)
+    change(raw)
+    run_example(prepare_dataset, name, raw, tmp_path / "out")
+    assert rows_of(tmp_path / "out") == rows_of(prepared[name][1])
+
+
+def test_a_scan_of_one_level_is_black(tmp_path):
+    (tmp_path / "raw").mkdir()
+    write_camus(tmp_path / "raw")
+    write_volume(np.full((48, 60), 500, np.int16), tmp_path / "raw" / SCAN)
+    run_example(prepare_dataset, "camus", tmp_path / "raw", tmp_path / "out")
+    assert not pixels_of(tmp_path / "out" / "images/train/patient0003_2CH_ED.png").any()
+
+
+@pytest.mark.parametrize(
+    ("layout", "module", "extra"),
+    [
+        ("camus", "nibabel", "medical"),
+        ("camus (first release)", "SimpleITK", "medical"),
+        ("chexlocalize", "pycocotools", "train"),
+    ],
+)
+def test_missing_package_says_what_to_install(prepared, capsys, monkeypatch, tmp_path, layout, module, extra):
     sys.modules["raw_datasets.camus"]._read.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
-    error = failure_of(capsys, prepare_dataset, name, prepared[name][0], tmp_path / "out")
+    error = failure_of(capsys, prepare_dataset, layout.split()[0], prepared[layout][0], tmp_path / "out")
     assert f'pip install "peft-vlsm[{extra}]"' in error and list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import shutil
+import unicodedata
 
 import numpy as np
 import pycocotools.mask as coco_masks
@@ -116,6 +117,16 @@ def test_unicode_names(tmp_path):
     assert rows[0].name.endswith("größe 図.png") and rows[0].prompts == {"p1": ["ポリープ"]}
 
 
+@pytest.mark.parametrize("on_disk, in_file", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_that_look_alike_are_the_same(tmp_path, on_disk, in_file):
+    folder = write_imagefolder(tmp_path / "train")
+    (folder / "0.png").rename(folder / unicodedata.normalize(on_disk, "größe é.png"))
+    lines = read_metadata(folder)
+    lines[0]["file_name"] = unicodedata.normalize(in_file, "größe é.png")
+    write_metadata(folder, lines)
+    check_rows(read_imagefolder(folder))
+
+
 def test_rows_that_repeat_another_are_kept_and_counted(tmp_path, caplog):
     folder = write_imagefolder(tmp_path / "train")
     lines = read_metadata(folder)
@@ -133,6 +144,7 @@ LINE_PROBLEMS = {
     "absolute": ({"file_name": "/etc/hostname"}, "leaves the data folder"),
     "name is no text": ({"file_name": 3}, "file_name must be a file name, it is 3"),
     "empty prompt": ({"prompt": " "}, "prompt must be a text or a list of texts"),
+    "nothing that shows": ({"prompt": "\u200b\ufeff"}, "prompt must be a text or a list of texts"),
     "no prompts": ({"prompt": []}, "prompt must be a text or a list of texts"),
     "prompt is a number": ({"prompt": 7}, "it is 7"),
     "prompt is null": ({"prompt": None}, "it is None"),
@@ -197,6 +209,52 @@ def test_coco_by_its_flags_and_by_pickle(tmp_path):
         load_rows(args, "train")
 
 
+def _beside_the_annotations(data):
+    """As COCO itself is packed: train2017/ and annotations/."""
+    shutil.move(data / "images", data / "train2017")
+    shutil.copytree(data / "train2017", data / "val2017")
+
+
+def _in_a_folder_of_the_split(data):
+    (data / "images" / "train2017").mkdir()
+    for image in (data / "images").glob("*.png"):
+        image.rename(data / "images" / "train2017" / image.name)
+    shutil.copytree(data / "images" / "train2017", data / "images" / "val2017")
+
+
+def _as_roboflow_exports(data):
+    for split, folder in (("train", "train"), ("val", "valid")):
+        shutil.copytree(data / "images", data / folder)
+        shutil.move(data / "annotations" / f"instances_{split}2017.json", data / folder / "_annotations.coco.json")
+    for name in ("images", "annotations"):
+        shutil.rmtree(data / name)
+
+
+LAYOUTS = (_beside_the_annotations, _in_a_folder_of_the_split, _as_roboflow_exports)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("pack", LAYOUTS)
+def test_the_folders_that_annotation_tools_write(tmp_path, pack, split):
+    data = write_coco(tmp_path)
+    pack(data)
+    rows = load_rows(_flags("--data_dir", data), split)
+    check_rows(rows)
+    assert [row.open()[1].any() for row in rows] == [True] * 3
+    file = find_source(_flags("--data_dir", data), split).files[0]
+    root = data / "images" if (data / "images").is_dir() else data
+    assert [row.image for row in read_coco(file, root)] == [row.image for row in rows]
+
+
+def test_categories_of_one_name_are_one_phrase(tmp_path):
+    content = coco_content()
+    content["categories"] = [{"id": 0, "name": "square"}, *content["categories"][:2]]
+    content["categories"][2]["name"] = "square"
+    rows = load_rows(_flags("--data_dir", write_coco(tmp_path, content), "--negatives", "5"), "train")
+    assert [row.prompts["p1"] for row in rows] == [["square"]] * 2
+    assert rows[0].open()[1].sum() == 24 + HEIGHT
+
+
 def test_compressed_and_plain_run_lengths_are_the_same_mask(tmp_path):
     compressed = coco_masks.encode(np.asfortranarray(square() > 0).astype(np.uint8))
     counts = [23, 5, 5, 5, 5, 5, 5, 5, 62]
@@ -244,7 +302,6 @@ COCO_PROBLEMS = {
     "image gone": (lambda c: c["images"][1].update(file_name="x.png"), "image 9: file_name 'x.png' does not exist"),
     "image outside": (lambda c: c["images"][1].update(file_name="../a.png"), "leaves the data folder"),
     "empty phrase": (lambda c: c["categories"][0].update(name=" "), "category 1: name must be a text"),
-    "phrases repeat": (lambda c: c["categories"][0].update(name="disc"), "several categories named 'disc'"),
     "unknown image": (_annotation(image_id=8), "annotation 2: image_id 8 is not in the file"),
     "unknown category": (_annotation(category_id=8), "annotation 2: category_id 8 is not in the file"),
     "no mask": (_annotation(segmentation=[]), "annotation 2: has no segmentation"),
@@ -310,7 +367,8 @@ FOLDER_PROBLEMS = {
     "nothing": (lambda folder: folder, [], "is not a folder"),
     "an empty folder": (_only(""), [], "holds none of anns/"),
     "half of MedVLSM": (_only("masks"), [], "anns is not a folder"),
-    "an empty split": (_only("train"), [], "train holds neither a metadata.jsonl nor Parquet"),
+    "an empty split": (_only("train"), [], "train holds none of metadata.jsonl, _annotations.coco.json, Parquet"),
+    "a table of text": (_only("train/metadata.csv"), [], "save metadata.csv as metadata.jsonl"),
     "streamed files": (write_dataset, ["--streaming"], "--streaming does nothing with"),
     "columns of files": (write_dataset, ["--image_column", "i"], "--image_column does nothing with"),
     "negatives of files": (write_dataset, ["--negatives", "1"], "--negatives does nothing with"),
@@ -323,6 +381,15 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path, write, flags, problem):
     with pytest.raises(InputError) as error:
         load_rows(_flags("--data_dir", folder, *flags), "train")
     assert str(folder) in str(error.value) and problem in str(error.value)
+
+
+@pytest.mark.parametrize("locked", ["data", "data/train"])
+def test_a_folder_of_someone_else(tmp_path, monkeypatch, locked):
+    write_imagefolder(tmp_path / "data" / "train")
+    # Root, as which tests may run, reads every folder.
+    monkeypatch.setattr("os.access", lambda folder, mode: folder != tmp_path / locked)
+    with pytest.raises(InputError, match=f"{locked} cannot be read: permission denied"):
+        load_rows(_flags("--data_dir", tmp_path / "data"), "train")
 
 
 def test_two_files_of_one_coco_split(tmp_path):

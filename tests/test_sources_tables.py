@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import pickle
+import re
 from itertools import islice
 
 import datasets
@@ -151,6 +152,7 @@ TABLE_PROBLEMS = {
         "--mask_column: the table has no m, it has image, mask",
     ),
     "text for an image": (_row(), ["--image_column", "prompt"], "--image_column prompt holds no pictures"),
+    "one column for two": (_row(), ["--mask_column", "image"], "--mask_column image is the column of image too"),
     "no prompt": (_row(prompt=None), [], "row 1 (counted from 0): prompt must be a text"),
     "empty prompt": (_row(prompt=[" "]), [], "row 1 (counted from 0): prompt must be a text"),
     "no rows": (_write_no_rows, [], "f.parquet or a shard beside it cannot be read"),
@@ -161,6 +163,21 @@ TABLE_PROBLEMS = {
     "no Parquet": (lambda f: f.write_bytes(b"PAR1 no"), [], "f.parquet or a shard beside it cannot be read"),
     "zero bytes": (lambda f: f.write_bytes(b""), [], "f.parquet or a shard beside it cannot be read"),
 }
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]], ids=["on disk", "in memory"])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()], ids=str)
+def test_pictures_may_be_bare_bytes(tmp_path, kind, streaming):
+    columns = {"image": pa.array([png(picture(7))], kind), "mask": pa.array([png(square())], kind), "prompt": ["a"]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    image, mask = load_rows(_flags("--data_dir", tmp_path, *streaming), "train")[0].open()
+    assert np.array_equal(np.asarray(image), picture(7)) and np.array_equal(mask, square() > 0)
+
+
+def test_a_problem_of_a_row_in_memory_is_told_once(tmp_path):
+    file = write_parquet(tmp_path / "train.parquet", [records(0, 1)[0] | {"prompt": [" "]}])
+    with pytest.raises(InputError, match=rf"^{re.escape(str(file.parent))}, row 0 \(counted from 0\): prompt must"):
+        load_rows(_flags("--data_dir", tmp_path, "--streaming"), "train")
 
 
 @pytest.mark.parametrize("write, flags, problem", TABLE_PROBLEMS.values(), ids=TABLE_PROBLEMS)

@@ -4,6 +4,7 @@ Read are `database_nifti/patientNNNN` with the published `database_split/subgrou
 and `training/patientNNNN` with `testing/patientNNNN` of the first release. A patient lies in one split.
 """
 
+import zlib
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.prompts.templates import compose_heart_prompts
-from raw_datasets.files import fit
+from raw_datasets.files import fit, read_facts, search_bases
 from raw_datasets.samples import Sample
 
 STRUCTURES = {1: "Left ventricular cavity", 2: "Myocardium", 3: "Left atrium cavity"}
@@ -31,8 +32,7 @@ FOLDERS = {"train": "train", "val": "train", "test": "test"}
 
 def list_camus(raw: Path) -> list[Sample]:
     """Three samples for each annotated image; the images of `testing/` often come without masks, and are left out."""
-    bases = (raw, *sorted(path for path in raw.iterdir() if path.is_dir()))
-    base = next((base for base in bases if _list_patients(base)), None)
+    base = next((base for base in search_bases(raw) if _list_patients(base)), None)
     if base is None:
         raise InputError(f"{raw / 'patient0001'} is not a folder: expected {EXPECTED}")
     patients, published = _list_patients(base), _read_subgroups(base)
@@ -95,17 +95,36 @@ def _load(image: Path, labels: Path, label: int) -> tuple[np.ndarray, np.ndarray
 @lru_cache(maxsize=4)
 def _read(path: Path) -> np.ndarray:
     """The slice of a file, (height, width)."""
+    array = _read_mhd(path) if path.suffix == ".mhd" else _read_nifti(path)
+    if array.ndim < 2 or array.size != array.shape[-1] * array.shape[-2]:
+        raise InputError(f"{path} has shape {array.shape}: expected one slice, as of ED and ES")
+    if not np.isfinite(array).all():
+        raise InputError(f"{path} holds values that are not finite: load it again")
+    return array.reshape(array.shape[-2:])
+
+
+def _read_nifti(path: Path) -> np.ndarray:
+    """With nibabel, since SimpleITK gives what a truncated file has and zeros."""
+    try:
+        import nibabel
+    except ImportError:
+        raise InputError('camus needs nibabel to read NIfTI: pip install "peft-vlsm[medical]"') from None
+    try:
+        # NIfTI counts columns first.
+        return np.asarray(nibabel.load(path).dataobj).T
+    except (OSError, ValueError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _read_mhd(path: Path) -> np.ndarray:
     try:
         import SimpleITK
     except ImportError:
-        raise InputError('camus needs SimpleITK to read NIfTI and MHD: pip install "peft-vlsm[medical]"') from None
+        raise InputError('camus needs SimpleITK to read MHD: pip install "peft-vlsm[medical]"') from None
     try:
-        array = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read: {str(error).splitlines()[-1].strip()}") from error
-    if array.ndim < 2 or array.size != array.shape[-1] * array.shape[-2]:
-        raise InputError(f"{path} has shape {array.shape}: expected one slice, as of ED and ES")
-    return array.reshape(array.shape[-2:])
 
 
 def _to_eight_bits(array: np.ndarray) -> np.ndarray:
@@ -113,14 +132,15 @@ def _to_eight_bits(array: np.ndarray) -> np.ndarray:
     low, high = float(array.min()), float(array.max())
     if low >= 0 and high <= 255:
         return np.round(array).astype(np.uint8)
-    return np.round((array - low) * (255 / (high - low))).astype(np.uint8)
+    # An image of one level shows nothing, whatever the level.
+    return np.round((array - low) * (255 / (high - low or 1))).astype(np.uint8)
 
 
 def _read_facts(file: Path) -> dict[str, str | int]:
     """Sex, age and image quality as prompts say them, as far as the file tells."""
     if not file.is_file():
         return {}
-    lines = [line.partition(":") for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.partition(":") for line in read_facts(file).splitlines()]
     values = {key.strip(): value.strip() for key, _, value in lines}
     facts: dict[str, str | int] = {}
     if values.get("Sex") in SEXES:
@@ -138,5 +158,5 @@ def _read_subgroups(base: Path) -> dict[str, str | None]:
     for folder in (base / "database_split", base):
         for name, split in SUBGROUPS.items():
             if (folder / name).is_file():
-                splits.update(dict.fromkeys((folder / name).read_text(encoding="utf-8-sig").split(), split))
+                splits.update(dict.fromkeys(read_facts(folder / name).split(), split))
     return splits

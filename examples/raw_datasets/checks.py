@@ -25,7 +25,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         InputError: there is none of this name or in this folder.
     """
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"--tokenizer {name} is no tokenizer: {str(error).splitlines()[0]}") from error
 

@@ -5,7 +5,6 @@ and validation are drawn from them, by patient. Findings that an image lacks hav
 MedVLSM they give no row.
 """
 
-import json
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +16,9 @@ import numpy as np
 
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.prompts.templates import compose_xray_prompts
-from raw_datasets.files import fit, read_image
+from peft_vlsm.segmentation.sources.files import read_json
+from peft_vlsm.segmentation.sources.rle import read_rle
+from raw_datasets.files import fit, read_image, search_bases
 from raw_datasets.samples import Sample
 
 FINDINGS = (
@@ -43,7 +44,7 @@ EXPECTED = (
 
 def list_chexlocalize(raw: Path) -> list[Sample]:
     """A sample for each finding that an image has."""
-    bases = (raw, *sorted(path for path in raw.iterdir() if path.is_dir()))
+    bases = search_bases(raw)
     samples = []
     for name, split in FILES.items():
         places = (place for base in bases for place in (base / name, base / "CheXlocalize" / name))
@@ -66,10 +67,7 @@ def _find_images(bases: Sequence[Path], split: str | None) -> Path:
 
 
 def _read_json(file: Path) -> dict[str, dict[str, Any]]:
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
+    entries = read_json(file, f"expected {EXPECTED}")
     if not isinstance(entries, dict) or not all(isinstance(masks, dict) for masks in entries.values()):
         raise InputError(f"{file} must map image names to findings and their run lengths: expected {EXPECTED}")
     return entries
@@ -125,13 +123,11 @@ def _check(run_lengths: Any, where: str) -> dict:
     """COCO's run lengths, compressed to a string or as a list of numbers, in the compressed form."""
     if not isinstance(run_lengths, dict) or not {"size", "counts"} <= run_lengths.keys():
         raise InputError(f"{where} has no size and counts: expected COCO's run lengths")
-    size, counts = run_lengths["size"], run_lengths["counts"]
+    size = run_lengths["size"]
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise InputError(f"{where} has size {size!r}: expected [height, width]")
-    if isinstance(counts, str):
-        return run_lengths
-    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise InputError(f"{where} has counts of {type(counts).__name__}: expected COCO's run lengths")
-    if sum(counts) != size[0] * size[1]:
-        raise InputError(f"{where} has run lengths of {sum(counts)} pixels for {size[0]} x {size[1]}: load it again")
-    return _coco().frPyObjects(run_lengths, *size)
+    try:
+        code = read_rle(run_lengths, *size)
+    except InputError as error:
+        raise InputError(f"{where}: {error}: load the file again") from error
+    return code if isinstance(code["counts"], bytes) else _coco().frPyObjects(code, *size)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from peft_vlsm.segmentation.prompts.templates import compose_prompts
-from raw_datasets.files import Layout, list_images, load_pair, output_name, pair_masks
+from raw_datasets.files import Layout, list_images, load_pair, output_name, pair_masks, search_bases
 from raw_datasets.samples import Sample
 
 DESCRIPTIONS = (
@@ -46,7 +46,7 @@ def list_dfu(raw: Path) -> list[Sample]:
 
 
 def _find_parts(raw: Path) -> tuple[Path, tuple]:
-    for base in (raw, *sorted(path for path in raw.iterdir() if path.is_dir())):
+    for base in search_bases(raw):
         if all((base / folder).is_dir() for folder in DFUC[0][:2]):
             return base, DFUC
     return LAYOUT.find_base(raw), FUSEG

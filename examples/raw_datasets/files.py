@@ -13,6 +13,8 @@ from peft_vlsm.segmentation.errors import InputError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 # What browsers and the pipeline alike can open; other formats become PNG.
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")
+# How far below RAW a data set is looked for.
+LEVELS = 3
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,12 @@ class Layout:
 
     def find_base(self, raw: Path) -> Path:
         """
-        The folder that holds all of `folders`: RAW, or a folder in it, as archives unpack.
+        The folder that holds all of `folders`: RAW, or a folder below it, as archives unpack.
 
         Raises:
             InputError: there is none; names the first folder that the nearest candidate lacks.
         """
-        bases = [raw, *sorted(path for path in raw.iterdir() if path.is_dir())]
+        bases = search_bases(raw)
         base = min(bases, key=lambda base: len(self._missing(base)))
         if missing := self._missing(base):
             raise InputError(f"{base / missing[0]} is not a folder: expected {self.expected}")
@@ -43,6 +45,24 @@ class Layout:
 
     def _missing(self, base: Path) -> list[str]:
         return [folder for folder in self.folders if not (base / folder).is_dir()]
+
+
+def search_bases(raw: Path) -> list[Path]:
+    """RAW and the folders below it, the upper ones first: archives and repositories pack a data set into folders."""
+    bases, level = [raw], [raw]
+    for _ in range(LEVELS):
+        level = sorted(path for base in level for path in base.iterdir() if path.is_dir() and not _is_debris(path))
+        bases += level
+    return bases
+
+
+def _is_debris(path: Path) -> bool:
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
+def read_facts(file: Path) -> str:
+    """A text file whose facts are ASCII; a name in another encoding beside them does no harm."""
+    return file.read_text(encoding="utf-8-sig", errors="replace")
 
 
 def list_images(folder: Path) -> list[Path]:

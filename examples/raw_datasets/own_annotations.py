@@ -1,6 +1,5 @@
 """The user's own MedVLSM annotations: their rows, prompts and splits, matched to the publisher's files by name."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -8,6 +7,7 @@ from typing import Any
 
 from peft_vlsm.segmentation.data.annotations import SPLITS
 from peft_vlsm.segmentation.errors import InputError
+from peft_vlsm.segmentation.sources.files import read_json
 from raw_datasets.files import KEPT_SUFFIXES
 from raw_datasets.samples import Sample
 
@@ -49,12 +49,7 @@ def _bare(name: str) -> str:
 
 
 def _read_rows(file: Path) -> list[Any]:
-    if not file.is_file():
-        raise InputError(f"{file} does not exist: --anns names the folder with train.json, val.json and test.json")
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
+    rows = read_json(file, "--anns names the folder with train.json, val.json and test.json")
     if not isinstance(rows, list):
         raise InputError(f"{file} must hold a list of rows, it holds a JSON {type(rows).__name__}")
     if not rows:

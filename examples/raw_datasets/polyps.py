@@ -10,7 +10,15 @@ from pathlib import Path
 
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.prompts.templates import compose_prompts
-from raw_datasets.files import Layout, list_images, load_coloured_pair, load_pair, output_name, pair_masks
+from raw_datasets.files import (
+    Layout,
+    list_images,
+    load_coloured_pair,
+    load_pair,
+    output_name,
+    pair_masks,
+    read_facts,
+)
 from raw_datasets.samples import Sample
 
 DESCRIPTIONS = (
@@ -43,9 +51,12 @@ def list_bkai(raw: Path) -> list[Sample]:
 def list_clinicdb(raw: Path) -> list[Sample]:
     """CVC-ClinicDB: TIFF or, in its PNG folder, PNG files."""
     base = CLINICDB.find_base(raw)
-    videos = _read_videos(raw / "metadata.csv") if (raw / "metadata.csv").is_file() else {}
+    table = next((place / "metadata.csv" for place in (base, base.parent) if (place / "metadata.csv").is_file()), None)
+    videos = {} if table is None else _read_videos(table)
     images = sorted(list_images(base / "Original"), key=lambda path: (len(path.stem), path.stem))
     pairs = pair_masks(images, base / "Ground Truth")
+    if table is not None and (unknown := next((image for image in images if image.stem not in videos), None)):
+        raise InputError(f"{table} does not tell the video of {unknown}: bring it as published or take it out")
     return [_polyp(image, partial(load_pair, image, mask), videos.get(image.stem)) for image, mask in pairs]
 
 
@@ -66,8 +77,7 @@ def _polyp(image: Path, load: partial, video: str | None = None) -> Sample:
 
 
 def _read_videos(file: Path) -> dict[str, str]:
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = list(csv.DictReader(read_facts(file).splitlines()))
     if not rows or not {"sequence_id", "frame_id"} <= rows[0].keys():
         raise InputError(f"{file} has no columns sequence_id and frame_id: bring it as published or take it out")
-    return {row["frame_id"]: row["sequence_id"] for row in rows}
+    return {row["frame_id"]: row["sequence_id"] for row in rows if row["sequence_id"]}

@@ -19,7 +19,10 @@ LARGEST = {"rotation": 180.0, "scale": 0.9, "crop": 0.9, "colour": 0.9}
 SIDES = (("left", "right"), ("leftmost", "rightmost"), ("leftward", "rightward"))
 HEIGHTS = (("top", "bottom"), ("topmost", "bottommost"), ("upper", "lower"), ("uppermost", "lowermost"))
 # The heart's left ventricle stays one in a mirrored image: there "left" is a name and no place.
-_HEART = r"(?![\s-]+(?:ventric|atri|coronary|heart))"
+_HEART = (
+    r"(?![\s-]+(?:ventric|atri|heart|coronary|main[\s-]+coronary|circumflex|anterior[\s-]+descending"
+    r"|bundle[\s-]+branch))"
+)
 
 
 @dataclass(frozen=True)

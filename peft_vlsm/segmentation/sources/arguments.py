@@ -19,8 +19,9 @@ class PlaceArguments:
     data_dir: str | None = option(
         None,
         "Folder of the data: the MedVLSM layout (anns/, images/, masks/); COCO (annotations/instances_SPLIT*.json and "
-        "images/); train/, val/ (or validation/) and test/ with a metadata.jsonl each; or Parquet or WebDataset "
-        "shards, in such folders or named by their split (train-00000.parquet).",
+        "images/, or train/, valid/ and test/ with an _annotations.coco.json each); train/, val/ (or validation/) and "
+        "test/ with a metadata.jsonl each; or Parquet or WebDataset shards, in such folders or named by their split "
+        "(train-00000.parquet).",
     )
     dataset_name: str | None = option(None, "A data set on the Hub, or a folder that datasets.load_dataset knows.")
 

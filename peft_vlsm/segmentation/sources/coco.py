@@ -2,7 +2,8 @@
 COCO instance annotations: a category's name is the phrase, and its instances in an image are joined to one mask.
 
 A crowd region (`iscrowd`) shows its category too, and is joined with the instances. Polygons and both forms of RLE
-are read; a bounding box alone is no mask. Files are looked for below the image folder alone.
+are read; a bounding box alone is no mask. Files are looked for below the image folder alone: in it, in its folder of
+the annotations' name (`instances_train2017.json` with `train2017/`), and beside the annotations, where they lie in it.
 """
 
 import math
@@ -95,19 +96,20 @@ def read_coco(file: Path, image_root: Path, negatives: int = 0, seed: int = 0) -
         InputError: the file, an image or an annotation cannot be used. Names the first, and counts the others.
     """
     lists = _read_lists(file)
-    names = _read_unique(file, "category", lists["categories"], _read_category)
-    if len(set(names.values())) < len(names):
-        repeated = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
-        raise InputError(f"{file} has several categories named {repeated[0]!r}: give each its own phrase")
+    categories = _read_unique(file, "category", lists["categories"], _read_category)
+    # Roboflow lists a project's name as a category too: categories of one name are one phrase.
+    ids = {name: category_id for category_id, name in reversed(categories.items())}
+    names = {category_id: name for category_id, name in categories.items() if ids[name] == category_id}
     if not image_root.is_dir():
         raise InputError(f"{image_root} is not a folder: --image_root names the images of {file}")
-    images = _read_unique(file, "image", lists["images"], lambda entry: _read_image(image_root, entry))
+    folders = _image_folders(file, image_root)
+    images = _read_unique(file, "image", lists["images"], lambda entry: _read_image(folders, entry))
     regions: dict[tuple[int, int], list[Any]] = defaultdict(list)
     read = read_each(
-        file, "annotation", _by_id(lists["annotations"]), lambda entry: _read_annotation(entry, images, names)
+        file, "annotation", _by_id(lists["annotations"]), lambda entry: _read_annotation(entry, images, categories)
     )
     for image_id, category_id, region in read:
-        regions[image_id, category_id] += region
+        regions[image_id, ids[categories[category_id]]] += region
     rows: list[CocoRow] = []
     for image_id, (path, size) in images.items():
         present = sorted(category for category in names if (image_id, category) in regions)
@@ -120,6 +122,7 @@ def read_coco(file: Path, image_root: Path, negatives: int = 0, seed: int = 0) -
     return rows
 
 
+FILE_PREFIX = "instances_"
 _KEYS = ("images", "annotations", "categories")
 
 
@@ -177,9 +180,14 @@ def _read_category(entry: dict) -> str:
     return str(name)
 
 
-def _read_image(root: Path, entry: dict) -> tuple[Path, tuple[int, int]]:
+def _image_folders(file: Path, root: Path) -> list[Path]:
+    beside = [file.parent] if file.parent.resolve().is_relative_to(root.resolve()) else []
+    return list(dict.fromkeys([root, root / file.stem.removeprefix(FILE_PREFIX), *beside]))
+
+
+def _read_image(folders: list[Path], entry: dict) -> tuple[Path, tuple[int, int]]:
     size = (_integer(entry, "width", 1), _integer(entry, "height", 1))
-    return find_below(root, [root], "file_name", entry.get("file_name")), size
+    return find_below(folders[0], folders, "file_name", entry.get("file_name")), size
 
 
 def _read_annotation(entry: dict, images: dict[int, Any], names: dict[int, str]) -> tuple[int, int, list[Any]]:

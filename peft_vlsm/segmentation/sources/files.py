@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,8 +66,11 @@ def find_below(root: Path, folders: list[Path], field: str, name: Any) -> Path:
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{field} {name!r} leaves the data folder; give a path below {folders[0]}")
     candidates = [folder / path for folder in folders]
+    # macOS writes "e" and an accent where others write one letter: such names look alike, and archives mix them.
+    spellings = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    alike = [folder / spelling for folder in folders for spelling in spellings]
     # os.path.isfile is False for names that the file system cannot even hold, where Path.is_file raises.
-    found = next((file for file in candidates if os.path.isfile(file)), None)
+    found = next((file for file in (*candidates, *alike) if os.path.isfile(file)), None)
     if found is None:
         raise InputError(f"{field} {name!r} does not exist; looked for {', '.join(map(str, candidates))}")
     if not found.resolve().is_relative_to(root.resolve()):

@@ -1,5 +1,6 @@
 """Which source the user's flags mean, and the rows of its splits."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from packaging.version import Version
 from peft_vlsm.segmentation.data.annotations import read_annotations
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.sources.arguments import SPLIT_FLAGS, DataArguments
-from peft_vlsm.segmentation.sources.coco import read_coco
+from peft_vlsm.segmentation.sources.coco import FILE_PREFIX, read_coco
 from peft_vlsm.segmentation.sources.imagefolder import METADATA, read_imagefolder
 from peft_vlsm.segmentation.sources.rows import Row
 from peft_vlsm.segmentation.sources.tables import (
@@ -28,6 +29,8 @@ from peft_vlsm.segmentation.sources.tables import (
 )
 
 STREAMS_RESUME = Version("5.2")
+# Beside the images of each split, as Roboflow exports COCO.
+ROBOFLOW = "_annotations.coco.json"
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 Kind = Literal["medvlsm", "coco", "imagefolder", "shards", "hub"]
 
@@ -201,6 +204,8 @@ def _read_table(args: DataArguments, source: Source, limit: int | None) -> Seque
         return read_table(source.name, table, columns)
     try:
         return read_records(source.name, table, columns)
+    except InputError:
+        raise
     except TABLE_ERRORS as error:
         raise InputError(f"{source.name} cannot be read: {deepest(error)}") from error
 
@@ -223,15 +228,18 @@ def _find_hub_split(name: str, config: str | None, split: str) -> Source | None:
 
 
 def _find_in_data_dir(root: Path, split: str) -> Source | None:
+    _check_readable(root)
     # A folder with parts of the MedVLSM layout is read as one, so that what is missing of it is named.
     if not root.is_dir() or (root / "anns").is_dir() or (root / "masks").is_dir():
         return Source("medvlsm", str(root), root, (), split)
-    coco = sorted((root / "annotations").glob("instances_*.json"))
+    coco = sorted((root / "annotations").glob(f"{FILE_PREFIX}*.json"))
     if coco:
-        files = [file for file in coco if _is_of_split(file.stem.removeprefix("instances_"), split)]
+        files = [file for file in coco if _is_of_split(file.stem.removeprefix(FILE_PREFIX), split)]
         if len(files) > 1:
             raise InputError(f"{files[0]} and {files[1].name} are both {split}; name one by --train_annotations or so")
-        return Source("coco", str(files[0]), root / "images", tuple(files), split) if files else None
+        # The publisher of COCO itself packs the folders of images (train2017/) beside annotations/.
+        images = root / "images" if (root / "images").is_dir() else root
+        return Source("coco", str(files[0]), images, tuple(files), split) if files else None
     folders = [root / name for name in SPLIT_NAMES[split] if (root / name).is_dir()]
     if folders:
         return _source_of_folder(folders[0], "--data_dir", split)
@@ -250,12 +258,24 @@ def _find_in_data_dir(root: Path, split: str) -> Source | None:
 def _source_of_folder(folder: Path, flag: str, split: str) -> Source:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder ({flag})")
+    _check_readable(folder)
     if (folder / METADATA).exists():
         return Source("imagefolder", str(folder / METADATA), folder, (), split)
+    if (folder / ROBOFLOW).exists():
+        return Source("coco", str(folder / ROBOFLOW), folder, (folder / ROBOFLOW,), split)
     shards = _shards_of(folder)
     if not shards:
-        raise InputError(f"{folder} holds neither a {METADATA} nor Parquet or WebDataset (.tar) shards ({flag})")
+        table = folder / "metadata.csv"
+        hint = f"; save {table.name} as {METADATA}" if table.exists() else ""
+        raise InputError(
+            f"{folder} holds none of {METADATA}, {ROBOFLOW}, Parquet and WebDataset (.tar) shards ({flag}){hint}"
+        )
     return _shards(shards, split)
+
+
+def _check_readable(folder: Path) -> None:
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be read: permission denied; ask for access, or copy the data")
 
 
 def _shards_of(root: Path) -> list[Path]:

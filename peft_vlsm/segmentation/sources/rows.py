@@ -2,11 +2,13 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
+from tqdm.auto import tqdm
 
 from peft_vlsm.segmentation.errors import InputError
 
@@ -91,6 +93,22 @@ def check_rows(rows: Sequence[Row]) -> None:
     _raise_first(problems, "row")
 
 
+def read_rows(rows: Sequence[Row]) -> None:
+    """
+    Reads every row's image and mask whole, with a progress bar: damaged pixels show before the work and not in it.
+
+    Raises:
+        InputError: names the first row with a problem, and counts the others.
+    """
+    problems: list[str] = []
+    for row in tqdm(rows, desc="reading images and masks", unit="row", leave=False):
+        try:
+            row.open()
+        except InputError as error:
+            problems.append(str(error))
+    _raise_first(problems, "row")
+
+
 def _raise_first(problems: list[str], unit: str) -> None:
     if problems:
         others = f" ({len(problems) - 1} more {unit}s have problems)" if len(problems) > 1 else ""
@@ -155,9 +173,11 @@ def read_prompts(value: Any, field: str = "prompt") -> dict[str, list[str]]:
 
 
 def is_prompt(text: Any) -> bool:
-    """Whether a value is a text that is not empty."""
+    """Whether a value is a text that is not empty: something of it shows."""
     # JSON can spell half of a surrogate pair, which is no text and which no tokenizer takes.
-    return isinstance(text, str) and bool(text.strip()) and not re.search("[\ud800-\udfff]", text)
+    if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
+        return False
+    return any(unicodedata.category(character)[0] not in "ZC" for character in text)
 
 
 def prompts_identity(prompts: dict[str, list[str]]) -> Hashable:

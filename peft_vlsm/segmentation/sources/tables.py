@@ -27,6 +27,8 @@ BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
 MASK_COLUMNS = ("mask", "mask.png", "mask.jpg", "seg.png")
 PROMPT_COLUMNS = ("prompt", "prompts", "txt", "json")
+# What pandas writes, and what polars writes.
+BINARY = (Value("binary"), Value("large_binary"))
 Table = Dataset | IterableDataset
 
 
@@ -202,6 +204,9 @@ def find_columns(features: Features | None, given: dict[str, str | None], takes_
             )
         if kind != "prompt" and not _holds_pictures(features[column]):
             raise InputError(f"--{kind}_column {column} holds no pictures but {features[column]}")
+        twice = next((other for other, name in found.items() if name == column), None)
+        if twice is not None:
+            raise InputError(f"--{kind}_column {column} is the column of {twice} too; name another one")
         found[kind] = column
     feature = features[found["prompt"]]
     labels = cast(list[str], feature.names) if isinstance(feature, ClassLabel) else None
@@ -210,7 +215,7 @@ def find_columns(features: Features | None, given: dict[str, str | None], takes_
 
 def _holds_pictures(feature: Any) -> bool:
     bytes_and_path = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
-    return isinstance(feature, Image) or bytes_and_path or feature == Value("binary")
+    return isinstance(feature, Image) or bytes_and_path or feature in BINARY
 
 
 def undecoded(table: Table, columns: Columns) -> Table:
