@@ -36,6 +36,7 @@ def _blobs(images, seed):
 
 # monai's own call of its own function.
 MONAI_WARNS = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
+LOGITS = torch.full((2, 4, 4), -1.5)
 DIAGONAL = math.hypot(1, 4)
 # predicted, true, dice, iou, precision, recall, hd95
 CASES = {
@@ -131,14 +132,46 @@ def test_distances_are_measured_only_where_asked_for():
     assert not any("hd95" in name for name in SegmentationMetric().compute(predictions=predicted, references=true))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16, torch.bfloat16, torch.float32])
+def test_masks_of_any_type_measure_the_same(dtype):
+    predicted, true = _masks(3)
+    given = [masks.to(dtype) for masks in (predicted, true)]
+    if dtype.is_floating_point:
+        given[0].requires_grad_()
+    expected = SegmentationMetric(hd95=True).compute(predictions=predicted, references=true)
+    assert SegmentationMetric(hd95=True).compute(predictions=given[0], references=given[1]) == expected
+
+
+def test_combined_with_another_metric():
+    predicted, true = _masks(4)
+    combined = evaluate.combine({"near": SegmentationMetric(hd95=True), "plain": SegmentationMetric()})
+    combined.add_batch(predictions=predicted[:2], references=true[:2])
+    combined.add(prediction=predicted[2], reference=true[2])
+    combined.add_batch(predictions=predicted[3:], references=true[3:])
+    expected = SegmentationMetric(hd95=True).compute(predictions=predicted, references=true)
+    scores = combined.compute()
+    assert {name: scores.get(f"near_{name}", scores.get(name)) for name in expected} == expected
+    assert scores["plain_dice"] == expected["dice"]
+
+
+@pytest.mark.parametrize("given", [{}, {"prediction": LOGITS[0] > 0}, {"references": LOGITS[0] > 0}])
+def test_one_image_needs_both_masks(given):
+    with pytest.raises(ValueError, match="give both prediction and reference"):
+        SegmentationMetric().add(**given)
+
+
 def test_counts():
     assert mask_overlap(_mask(1, 1, 0, 1), _mask(0, 1, 1, 1)).tolist() == [[2, 3, 3]]
 
 
-LOGITS = torch.full((2, 4, 4), -1.5)
 ZEROS = torch.zeros(2, 4, 4)
 BAD = {
-    "shapes": (ZEROS, torch.zeros(2, 1, 4, 4), "differ in shape"),
+    "shapes": (ZEROS, torch.zeros(2, 4, 5), "differ in shape"),
+    "one mask as a batch": (ZEROS[0], ZEROS[0], r"predictions of shape \(4, 4\) are no masks: give them as"),
+    "channels": (ZEROS[:, None], ZEROS[:, None], r"predictions of shape \(2, 1, 4, 4\) are no masks"),
+    "channels in a list": (list(ZEROS), list(ZEROS[:, None]), r"references of shape \(1, 1, 4, 4\) are no masks"),
+    "no masks": ([], [], "there are no masks"),
+    "no masks in arrays": (ZEROS[:0], ZEROS[:0], "there are no masks"),
     "sizes in a list": ([ZEROS[0]], [torch.zeros(4, 5)], "differ in shape"),
     "numbers of masks": ([ZEROS[0]], [ZEROS[0], ZEROS[1]], "differ in number"),
     "logits": (LOGITS, ZEROS, "predictions hold other values than 0 and 1"),

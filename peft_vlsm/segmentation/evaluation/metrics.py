@@ -28,9 +28,9 @@ from peft_vlsm.segmentation.script_path import without_scripts_named
 with without_scripts_named("evaluate"):
     import evaluate
 
-Masks = torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray]
+Mask = torch.Tensor | np.ndarray
+Masks = Mask | Sequence[Mask]
 
-COUNTS = ("both", "predicted", "true")
 OVERLAP_SCORES = ("dice", "iou", "precision", "recall")
 SCORES = (*OVERLAP_SCORES, "hd95")
 
@@ -115,15 +115,14 @@ class SegmentationMetric(evaluate.Metric):
         super().__init__(keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
-        columns: dict[str, Any] = {count: datasets.Value("int64") for count in COUNTS}
-        if self.surface is not None:
-            columns["hd95"] = datasets.Value("float64")
+        # evaluate.combine passes masks on by these names. Kept are numbers alone: of a prediction the pixels in both
+        # masks, its own and, where asked for, the distance; of a reference its pixels.
+        columns = {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
             description="Means over images of binary masks: Dice, IoU, precision, recall and HD95.",
             citation="",
             inputs_description="predictions and references: boolean masks of shape (B, H, W), or lists of (H, W)",
             features=datasets.Features(columns),
-            format="numpy",
         )
 
     def add_batch(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -138,27 +137,47 @@ class SegmentationMetric(evaluate.Metric):
             references (`torch.Tensor` or `np.ndarray` of shape `(B, H, W)`): the true masks, likewise.
 
         Raises:
-            ValueError: the numbers of masks or their shapes differ, or a value is neither 0 nor 1.
+            ValueError: there are no masks, their numbers or their shapes differ, one has another number of
+                dimensions, or a value is neither 0 nor 1.
         """
         pairs = _same_sized_pairs(predictions, references)
-        numbers = self.gather(torch.cat([mask_overlap(*pair) for pair in pairs])).cpu().numpy()
-        columns: dict[str, np.ndarray] = dict(zip(COUNTS, numbers.T, strict=True))
+        both, predicted, true = self.gather(torch.cat([mask_overlap(*pair) for pair in pairs])).cpu().numpy().T
+        columns = [both, predicted]
         if self.surface is not None:
             distances = [
-                self.surface.hausdorff_95(predicted, true)
+                self.surface.hausdorff_95(*masks)
                 for pair in pairs
-                for predicted, true in zip(*(masks.cpu().numpy().astype(bool) for masks in pair), strict=True)
+                for masks in zip(*(each.cpu().numpy() for each in pair), strict=True)
             ]
             # float32, since not every accelerator has float64.
             distances = torch.tensor(distances, dtype=torch.float32, device=pairs[0][0].device)
-            columns["hd95"] = self.gather(distances).cpu().numpy()
-        super().add_batch(**columns)
+            columns.append(self.gather(distances).cpu().numpy())
+        super().add_batch(predictions=np.stack(columns, axis=1), references=true)
 
     def add(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *, prediction: torch.Tensor | np.ndarray, reference: torch.Tensor | np.ndarray
+        self,
+        *,
+        prediction: Mask | None = None,
+        reference: Mask | None = None,
+        predictions: Mask | None = None,
+        references: Mask | None = None,
     ) -> None:
-        """Adds one image: [`SegmentationMetric.add_batch`] of a predicted and a true mask of shape `(H, W)`."""
-        self.add_batch(predictions=[prediction], references=[reference])
+        """
+        Adds one image: [`SegmentationMetric.add_batch`] of one pair of masks.
+
+        Args:
+            prediction (`torch.Tensor` or `np.ndarray` of shape `(H, W)`): the predicted mask.
+            reference (`torch.Tensor` or `np.ndarray` of shape `(H, W)`): the true mask.
+            predictions, references: the same by the names that evaluate's guides and `evaluate.combine` use here.
+
+        Raises:
+            ValueError: a mask is missing, or as in [`SegmentationMetric.add_batch`].
+        """
+        predicted = predictions if prediction is None else prediction
+        true = references if reference is None else reference
+        if predicted is None or true is None:
+            raise ValueError("give both prediction and reference")
+        self.add_batch(predictions=[predicted], references=[true])
 
     def compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, predictions: Masks | None = None, references: Masks | None = None, per_image: bool = False
@@ -190,16 +209,13 @@ class SegmentationMetric(evaluate.Metric):
         return cast(dict[str, Any], super().compute(per_image=per_image))
 
     def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        both: np.ndarray,
-        predicted: np.ndarray,
-        true: np.ndarray,
-        per_image: bool,
-        hd95: np.ndarray | None = None,
+        self, predictions: list[list[float]], references: list[int], per_image: bool
     ) -> dict[str, Any]:
+        columns, true = np.array(predictions).T, np.array(references)
+        both, predicted = columns[:2].astype(np.int64)
         scores = overlap_scores(both, predicted, true)
-        if hd95 is not None:
-            scores["hd95"] = hd95.astype(np.float64)
+        if self.surface is not None:
+            scores["hd95"] = columns[2]
         result: dict[str, Any] = {name: float(values.mean()) for name, values in scores.items()}
         result |= {f"{name}_std": float(values.std()) for name, values in scores.items()}
         if per_image:
@@ -216,13 +232,29 @@ def _as_bool(name: str, masks: torch.Tensor) -> torch.Tensor:
 
 
 def _same_sized_pairs(predictions: Masks, references: Masks) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The masks as pairs of tensors (B, H, W): one pair, or of a list one for each image."""
+    """The masks as pairs of boolean tensors (B, H, W): one pair, or of a list one for each image."""
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions and {len(references)} references differ in number")
+    if len(predictions) == 0:
+        raise ValueError("there are no masks in predictions and references")
     if isinstance(predictions, (torch.Tensor, np.ndarray)) and isinstance(references, (torch.Tensor, np.ndarray)):
-        return [(torch.as_tensor(predictions), torch.as_tensor(references))]
-    pairs = zip(predictions, references, strict=True)
-    return [(torch.as_tensor(predicted)[None], torch.as_tensor(true)[None]) for predicted, true in pairs]
+        return [_as_pair(predictions, references)]
+    return [
+        _as_pair(torch.as_tensor(predicted)[None], torch.as_tensor(true)[None])
+        for predicted, true in zip(predictions, references, strict=True)
+    ]
+
+
+def _as_pair(predictions: Any, references: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    predicted = torch.as_tensor(predictions)
+    true = torch.as_tensor(references).to(predicted.device)
+    for name, masks in (("predictions", predicted), ("references", true)):
+        # Else rows of one mask would count as images, and a channel as a depth.
+        if masks.dim() != 3:
+            raise ValueError(
+                f"{name} of shape {tuple(masks.shape)} are no masks: give them as (B, H, W), or a list of (H, W)"
+            )
+    return _as_bool("predictions", predicted), _as_bool("references", true)
 
 
 def _import_surface() -> ModuleType:
