@@ -4,32 +4,39 @@
     python examples/app.py --adapter FOLDER_OF_SEVERAL --server_port 7860
 
 OUT is what finetune.py left, whatever its --method, or an adapter's name on the Hub. A folder of several such folders
-gives a list to choose from; one at a time is kept in memory. The page is served to this machine alone unless
---server_name says otherwise, nothing is shared or reported to Gradio, and all works without the internet. Needs
-pip install "peft-vlsm[app]". Stop it with Ctrl-C.
+gives a list to choose from; one at a time is kept in memory. A new threshold redraws the masks without running the
+model again. The page is served to this machine alone unless --server_name says otherwise, nothing is shared or
+reported to Gradio, and all works without the internet. Needs pip install "peft-vlsm[app]". Stop it with Ctrl-C.
 """
 
 import os
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub.utils import logging as hub_logging
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from peft_vlsm.segmentation.arguments import option, parse_arguments
+from peft_vlsm.segmentation.data.images import open_image
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error
 from peft_vlsm.segmentation.models.finetuned import kind_of
 from peft_vlsm.segmentation.pictures import overlay
-from peft_vlsm.segmentation.prediction.pipeline import TextPromptedSegmentationPipeline, text_prompted_segmentation
+from peft_vlsm.segmentation.prediction.pipeline import (
+    TextPromptedSegmentationPipeline,
+    entry_of,
+    text_prompted_segmentation,
+)
+from peft_vlsm.segmentation.prediction.predictor import Prediction
 
 PORTS = range(1, 65536)
+KEPT_SECONDS = 3600
 NO_BASE = "A whole model: there is no adapter to switch off."
 
 
@@ -79,40 +86,66 @@ def load_model(path: str, base: str | None, image_size: int | None) -> Model:
     return Model(tuned, tuned, tuned.model.disable_adapter)
 
 
-def answer(
-    pipeline: TextPromptedSegmentationPipeline, image: Image.Image, prompt: str, threshold: float
-) -> tuple[Image.Image, Image.Image, str]:
-    """The overlay, the mask, and a line about it."""
-    (result,) = pipeline(image, prompt=prompt, threshold=threshold)
-    share = np.asarray(result["mask"]).astype(bool).mean()
-    line = f"{share:.1%} of the image, score {result['score']:.3f}"
+def look(pipeline: TextPromptedSegmentationPipeline, image: Image.Image, prompt: str) -> Prediction:
+    """Runs the model: its answer before any threshold."""
+    (answer,) = pipeline.ask([image], [prompt])
+    return answer
+
+
+def draw(answer: Prediction, prompt: str, threshold: float) -> tuple[Image.Image, Image.Image, str]:
+    """The overlay, the mask, and a line about it; runs no model."""
+    result = entry_of(answer, prompt, threshold)
+    mask = np.asarray(result["mask"]) > 0
+    line = f"{mask.mean():.1%} of the image, score {result['score']:.3f}"
     if "presence" in result:
         line += f", present with probability {result['presence']:.3f}"
-    return overlay(image, np.asarray(result["mask"]) > 0), result["mask"], line
+    return overlay(answer.image, mask), result["mask"], line
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the page shows, kept so that another threshold draws it anew; `plain` is None where there is no adapter."""
+
+    prompt: str
+    tuned: Prediction
+    plain: Prediction | None
+    threshold: float
+    file: Path  # Of the mask to download.
 
 
 def build_page(gradio: Any, adapters: dict[str, str], load: Callable[[str], Model], downloads: Path) -> Any:
     """The page of Gradio, which calls `segment` with what stands in its fields."""
 
-    def segment(image: Image.Image | None, prompt: str, threshold: float, adapter: str) -> tuple[Any, ...]:
+    def segment(image: str | None, prompt: str, threshold: float, adapter: str) -> tuple[Any, ...]:
         if image is None:
             raise gradio.Error("Choose an image first.", print_exception=False)
         try:
-            model, upright = load(adapters[adapter]), ImageOps.exif_transpose(image)
-            tuned, mask, tuned_line = answer(model.tuned, upright, prompt, threshold)
-            if model.base is None:
-                plain, plain_line = None, NO_BASE
-            else:
+            picture, model = open_image(image), load(adapters[adapter])
+            tuned, plain = look(model.tuned, picture, prompt), None
+            if model.base is not None:
                 with model.switch():
-                    plain, _, plain_line = answer(model.base, upright, prompt, threshold)
+                    plain = look(model.base, picture, prompt)
         except InputError as error:
-            raise gradio.Error(str(error), print_exception=False) from error
-        file = Path(tempfile.mkdtemp(dir=downloads)) / "mask.png"
-        mask.save(file)
-        return plain, plain_line, tuned, tuned_line, gradio.DownloadButton(value=str(file), interactive=True)
+            # Users know their file's name, and not where Gradio put it.
+            raise gradio.Error(str(error).replace(image, Path(image).name), print_exception=False) from error
+        return show(Answers(prompt, tuned, plain, threshold, Path(tempfile.mkdtemp(dir=downloads), "mask.png")))
 
-    # Images of patients stay on the disk for an hour at most: seconds between two looks, and the age of what goes.
-    kept = {"analytics_enabled": False, "delete_cache": (600, 3600)}
+    def show(answers: Answers) -> tuple[Any, ...]:
+        tuned, mask, tuned_line = draw(answers.tuned, answers.prompt, answers.threshold)
+        plain, plain_line = None, NO_BASE
+        if answers.plain is not None:
+            plain, _, plain_line = draw(answers.plain, answers.prompt, answers.threshold)
+        mask.save(answers.file)
+        download = gradio.DownloadButton(value=str(answers.file), interactive=True)
+        return plain, plain_line, tuned, tuned_line, download, answers
+
+    def redraw(answers: Answers | None, threshold: float) -> Any:
+        if answers is None or answers.threshold == threshold:
+            return gradio.skip()
+        return show(replace(answers, threshold=threshold))
+
+    # Images of patients stay for an hour at most: seconds between two looks, and the age of what goes.
+    kept = {"analytics_enabled": False, "delete_cache": (600, KEPT_SECONDS)}
     with gradio.Blocks(title="Text-prompted segmentation", **kept) as page:
         gradio.Markdown("## Text-prompted segmentation: the adapter off and on")
         # Without Gradio's own third button, which shares a picture on the Hub.
@@ -121,10 +154,12 @@ def build_page(gradio: Any, adapters: dict[str, str], load: Callable[[str], Mode
             with gradio.Column(scale=1):
                 adapter = gradio.Dropdown(list(adapters), value=next(iter(adapters)), label="Adapter")
                 image = gradio.Image(
-                    type="pil", image_mode="RGB", sources=["upload", "clipboard"], label="Image", height=300
+                    type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=300
                 )
                 prompt = gradio.Textbox(label="Prompt", placeholder="what to segment", elem_id="prompt")
-                threshold = gradio.Slider(0, 1, value=0.5, step=0.01, label="Threshold of the probability")
+                threshold = gradio.Slider(
+                    0, 1, value=0.5, step=0.01, label="Threshold of the probability", elem_id="threshold"
+                )
                 button = gradio.Button("Segment", variant="primary", elem_id="segment")
             with gradio.Column(scale=1):
                 plain = gradio.Image(label="Adapter off", elem_id="off", **shown)
@@ -133,9 +168,14 @@ def build_page(gradio: Any, adapters: dict[str, str], load: Callable[[str], Mode
                 tuned = gradio.Image(label="Adapter on", elem_id="on", **shown)
                 tuned_line = gradio.Markdown()
                 mask = gradio.DownloadButton("Download the mask", interactive=False, elem_id="mask")
-        fields, results = [image, prompt, threshold, adapter], [plain, plain_line, tuned, tuned_line, mask]
-        button.click(segment, fields, results, api_name="segment")
-        prompt.submit(segment, fields, results, api_visibility="private")
+        answers = gradio.State(time_to_live=KEPT_SECONDS)
+        fields, results = [image, prompt, threshold, adapter], [plain, plain_line, tuned, tuned_line, mask, answers]
+        # Drawn again after a run, during which the threshold may have moved, and whenever it moves.
+        again = {"fn": redraw, "inputs": [answers, threshold], "outputs": results, "api_visibility": "private"}
+        again |= {"show_progress": "hidden", "trigger_mode": "always_last"}
+        button.click(segment, fields, results, api_name="segment").success(**again)
+        prompt.submit(segment, fields, results, api_visibility="private").success(**again)
+        threshold.change(**again)
     return page
 
 
@@ -163,8 +203,10 @@ def main():
         page = build_page(gradio, adapters, load, Path(downloads))
         # System fonts: the theme's own ones come from the internet.
         theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+        place = {"server_name": args.server_name, "server_port": args.server_port, "share": False}
         try:
-            page.launch(server_name=args.server_name, server_port=args.server_port, share=False, theme=theme)
+            # Gradio opens an upload before we do, and would keep to itself what is wrong with it.
+            page.launch(**place, theme=theme, show_error=True)
         except OSError as error:
             raise InputError(f"--server_name {args.server_name} --server_port {args.server_port}: {error}") from error
 

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import closing, nullcontext
 from importlib.util import find_spec
 
 import numpy as np
@@ -39,6 +39,14 @@ for image, *rest in calls:
         print(json.dumps(str(error)))
 """
 PROMPT = "red disc"
+THRESHOLD = 0.45
+SOURCE = "document.querySelector('#{} img').src"
+# As the slider does when it is moved.
+SET_THRESHOLD = f"""(() => {{
+    const slider = document.querySelector('#threshold input[type=range]');
+    slider.value = {THRESHOLD};
+    slider.dispatchEvent(new Event('input', {{bubbles: true}}));
+}})()"""
 START_SECONDS = 90
 
 
@@ -123,25 +131,38 @@ async def _use_the_page(server, image, folder):
         await tab.screenshot(folder / "page.png")
         await tab.click("#mask")
         await tab.wait_for_file(folder / "downloads" / "mask.png")
-        sources = [await tab.evaluate(f"document.querySelector('#{place} img').src") for place in ("off", "on")]
+        sources = [await tab.evaluate(SOURCE.format(place)) for place in ("off", "on")]
+        await tab.evaluate(SET_THRESHOLD)
+        for place, before in zip(("off", "on"), sources, strict=True):
+            await tab.wait_for(f"{SOURCE.format(place)} != {before!r}")
+        await tab.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder / "again"))
+        await tab.click("#mask")
+        await tab.wait_for_file(folder / "again" / "mask.png")
+        sources += [await tab.evaluate(SOURCE.format(place)) for place in ("off", "on")]
         others = "performance.getEntriesByType('resource').map(entry => entry.name)"
         return sources, await tab.evaluate(others)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_page(server, runs, image, tmp_path):
-    """The overlays are the model's own masks, with the adapter off and on, and nothing comes from elsewhere."""
+    """The overlays are the model's own masks, with the adapter off and on, and nothing comes from elsewhere; another
+    threshold draws them anew."""
     overlays, requests = asyncio.run(_use_the_page(server, image, tmp_path))
     segment = text_prompted_segmentation(runs / "adapter")
-    with segment.model.disable_adapter():
-        plain = np.asarray(segment(image, prompt=PROMPT)[0]["mask"])
-    tuned = np.asarray(segment(image, prompt=PROMPT)[0]["mask"])
+    masks = []
+    for threshold in (0.5, THRESHOLD):
+        for switch in (segment.model.disable_adapter, nullcontext):
+            with switch():
+                masks.append(np.asarray(segment(image, prompt=PROMPT, threshold=threshold)[0]["mask"]))
+    plain, tuned, _, redrawn = masks
     assert (plain != tuned).mean() > 0.01, "the adapter of this test changes nothing"
+    assert (redrawn != tuned).mean() > 0.01, "the threshold of this test changes nothing"
     with Image.open(image) as picture:
-        expected = [np.asarray(overlay(picture, each > 0)) for each in (plain, tuned)]
+        expected = [np.asarray(overlay(picture, each > 0)) for each in masks]
     for address, picture in zip(overlays, expected, strict=True):
         assert np.array_equal(_fetch(address), picture)
     assert np.array_equal(_picture(tmp_path / "downloads" / "mask.png"), tuned)
+    assert np.array_equal(_picture(tmp_path / "again" / "mask.png"), redrawn)
     assert requests and all(request.startswith((server, "data:", "blob:")) for request in requests)
     with Image.open(tmp_path / "page.png") as screenshot:
         assert screenshot.width > 1000
@@ -181,6 +202,42 @@ def _picture(file):
 def test_what_is_missing_on_the_page_is_told(server, image):
     errors = _ask(server, (None, PROMPT, 0.5, "adapter"), (str(image), " ", 0.5, "adapter"))
     assert "Choose an image first" in errors[0] and "the prompt ' ' is empty" in errors[1]
+
+
+def _png_bytes():
+    content = io.BytesIO()
+    Image.effect_noise((32, 32), 50).save(content, "PNG")
+    return content.getvalue()
+
+
+BAD_IMAGES = {
+    "deep": (lambda file: Image.new("I;16", (8, 8)).save(file), "deep.png has more than 8 bits a channel"),
+    "broken": (lambda file: file.write_bytes(b"no image"), "cannot identify image file"),
+    "cut": (lambda file: file.write_bytes(_png_bytes()[:-30]), "cut.png cannot be read as an image"),
+    "animated": (
+        lambda file: Image.new("RGB", (8, 8)).save(
+            file, save_all=True, append_images=[Image.new("RGB", (8, 8), "red")]
+        ),
+        "animated.png holds several pages",
+    ),
+}
+
+
+def test_images_that_cannot_serve_are_named_on_the_page(server, tmp_path):
+    for name, (write, _) in BAD_IMAGES.items():
+        write(tmp_path / f"{name}.png")
+    errors = _ask(server, *((str(tmp_path / f"{name}.png"), PROMPT, 0.5, "adapter") for name in BAD_IMAGES))
+    for error, (name, (_, problem)) in zip(errors, BAD_IMAGES.items(), strict=True):
+        assert problem in error and (name == "broken" or "/" not in error)
+
+
+def test_a_photograph_on_its_side_is_turned_upright(server, image, tmp_path):
+    with Image.open(image) as picture:
+        exif = picture.getexif()
+        exif[0x0112] = 6
+        picture.save(tmp_path / "turned.png", exif=exif)
+    ((plain, _, tuned, *_),) = _ask(server, (str(tmp_path / "turned.png"), PROMPT, 0.5, "adapter"))
+    assert _picture(plain).shape == _picture(tuned).shape == (40, 36, 3)
 
 
 def test_adapters_that_a_path_names(app, runs):

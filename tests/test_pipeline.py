@@ -1,10 +1,15 @@
 """pipeline("text-prompted-segmentation", ...) of transformers: every kind of model and image, and bad input."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +27,8 @@ from peft_vlsm import DenseAdapterConfig, ShallowAdapterConfig, text_prompted_se
 from peft_vlsm.segmentation.data.transforms import fit_processor
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.models.finetuned import load_base, load_finetuned, save_finetuned
+from peft_vlsm.segmentation.prediction import image_inputs
+from peft_vlsm.segmentation.prediction.pipeline import entry_of
 
 TASK = "text-prompted-segmentation"
 PROMPTS = ["red disc", "one blue disc"]
@@ -153,12 +160,19 @@ def _open(file, mode="RGB"):
         return image.convert(mode)
 
 
+def _with_transparent_colour(file):
+    picture = _open(file, "P")
+    picture.info["transparency"] = bytes([0, 128])
+    return picture
+
+
 FORMS = {
     "name": str,
     "path": Path,
     "PIL": _open,
     "palette": lambda file: _open(file, "P"),
     "transparent": lambda file: _open(file, "RGBA"),
+    "transparent palette": lambda file: _with_transparent_colour(file),
     "array": lambda file: np.asarray(_open(file)),
     "grey array": lambda file: np.asarray(_open(file, "L")),
 }
@@ -171,6 +185,38 @@ def test_forms_of_images(segment, images, form):
     assert entry["mask"].size == (40, 36) and 0 < entry["score"] < 1
     ((again,),) = segment([image], prompts=["disc"], threshold=0)
     assert again["score"] == entry["score"]
+
+
+def test_an_address_on_the_web(segment, images, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    served = partial(SimpleHTTPRequestHandler, directory=images)
+    with ThreadingHTTPServer(("127.0.0.1", 0), served) as server, ThreadPoolExecutor() as threads:
+        threads.submit(server.serve_forever)
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            ((found,),) = segment([f"{address}/test_0.png"], prompt="disc", threshold=0)
+            for name, problem in {"gone.png": "gone.png cannot be fetched: .*404", "": "is not an image"}.items():
+                with pytest.raises(InputError, match=problem):
+                    segment(f"{address}/{name}", prompt="disc")
+        finally:
+            server.shutdown()
+    assert found == segment(images / "test_0.png", prompt="disc", threshold=0)[0]
+    with pytest.raises(InputError, match="test_0.png cannot be fetched"):
+        segment(f"{address}/test_0.png", prompt="disc")
+
+
+def test_no_more_is_fetched_than_an_image_has(monkeypatch):
+    monkeypatch.setattr(image_inputs, "FETCH_BYTES", 2**20)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(bytes(2**20 + 1)))
+    with pytest.raises(InputError, match="huge.png is larger than 1 MiB"):
+        image_inputs.ImageInput(0, "https://host/huge.png").read()
+
+
+def test_answers_before_any_threshold(segment, images):
+    asked = list(segment.ask([images / "test_0.png"], PROMPTS))
+    for threshold in (0.3, 0.6):
+        answers = [entry_of(answer, PROMPTS[answer.prompt], threshold) for answer in asked]
+        assert answers == segment(images / "test_0.png", prompt=PROMPTS, threshold=threshold)
 
 
 def test_an_image_on_its_side_is_turned_upright(segment, images):
@@ -224,6 +270,12 @@ def test_a_long_prompt_is_cut_with_a_warning(segment, images):
         segment(images / "test_0.png", prompt="a" * 40)
 
 
+def _truncated():
+    whole = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(whole, "BMP")
+    return Image.open(io.BytesIO(whole.getvalue()[:-600]))
+
+
 CALL_PROBLEMS = {
     "no prompt": ({}, "give what to segment as prompt= or as prompts="),
     "both": ({"prompt": "disc", "prompts": ["disc"]}, "in one of the two"),
@@ -231,13 +283,20 @@ CALL_PROBLEMS = {
     "no prompts": ({"prompts": []}, "the prompts [] are neither"),
     "number": ({"prompt": 3}, "the prompts 3 are neither"),
     "numbers": ({"prompts": [3]}, "the prompt 3 is empty or no text"),
-    "threshold": ({"prompt": "disc", "threshold": 2}, "threshold 2 must lie between 0 and 1"),
-    "batch": ({"prompt": "disc", "batch_size": -1}, "batch_size -1 must be a number above 0"),
+    "threshold": ({"prompt": "disc", "threshold": 2}, "threshold 2 must be a number between 0 and 1"),
+    "threshold of no number": ({"prompt": "disc", "threshold": "0.5"}, "threshold '0.5' must be a number"),
+    "threshold of a flag": ({"prompt": "disc", "threshold": True}, "threshold True must be a number"),
+    "batch": ({"prompt": "disc", "batch_size": -1}, "batch_size -1 must be a whole number above 0"),
+    "no batch": ({"prompt": "disc", "batch_size": 0}, "batch_size 0 must be a whole number above 0"),
     "missing": ({"images": "no.png", "prompt": "disc"}, "no.png does not exist"),
     "deep": ({"images": Image.new("I;16", (4, 4)), "prompt": "disc"}, "image 0 has more than 8 bits a channel"),
     "floats": ({"images": np.zeros((4, 4)), "prompt": "disc"}, "image 0 is a float64 array of shape (4, 4)"),
     "flat": ({"images": np.zeros(4, np.uint8), "prompt": "disc"}, "image 0 is a uint8 array of shape (4,)"),
     "channels": ({"images": np.zeros((4, 4, 2), np.uint8), "prompt": "disc"}, "uint8 array of shape (4, 4, 2)"),
+    "truncated": (
+        {"images": _truncated(), "prompt": "disc"},
+        "image 0 cannot be read as an image: image file is trunc",
+    ),
     "kind": ({"images": [3], "prompt": "disc"}, "image 0 is a int; give a PIL image"),
 }
 
@@ -268,7 +327,11 @@ MODEL_PROBLEMS = {
         lambda models: pipeline(TASK, model=str(models / "dense"), image_size=30),
         "multiple of the model's patch",
     ),
-    "threshold": (lambda models: pipeline(TASK, model=str(models / "dense"), threshold=-1), "threshold -1 must lie"),
+    "threshold": (lambda models: pipeline(TASK, model=str(models / "dense"), threshold=-1), "threshold -1 must be"),
+    "no segmenter": (
+        lambda models: text_prompted_segmentation(torch.nn.Linear(1, 1), tiny_processor()),
+        "no text-prom",
+    ),
     "revision": (
         lambda models: pipeline(TASK, model=str(models / "dense"), revision="v1"),
         "revision='v1' is not for",

@@ -319,6 +319,7 @@ TABLE_PROBLEMS = {
     "no row": ([["image", "prompt"]], "has no row"),
     "column": ([["image", "text"], ["a.png", "disc"]], "lacks the column 'prompt'; its first line names: image, text"),
     "prompt": ([["image", "prompt"], ["a.png", " "]], "table.csv line 2: the prompt ' ' is empty"),
+    "long row": ([["image", "prompt"], ["a.png", "a disc", " red"]], "table.csv line 2 has more cells than the first"),
     "short row": ([["image", "prompt"], ["a.png"]], "table.csv line 2: the prompt '' is empty"),
     "image": ([["image", "prompt"], ["no.png", "disc"]], "table.csv line 2: the image 'no.png' is not there"),
     "no image": ([["image", "prompt"], ["", "disc"]], "table.csv line 2: the image '' is not there"),

@@ -9,27 +9,27 @@ import copy
 import os
 import re
 import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import ProcessorMixin
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import Pipeline
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from peft_vlsm.segmentation.data.images import EIGHT_BIT_MODES
 from peft_vlsm.segmentation.data.transforms import fit_processor
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.models.finetuned import load_base, load_finetuned
 from peft_vlsm.segmentation.models.processor import Processor
+from peft_vlsm.segmentation.models.segmenter import family_of
+from peft_vlsm.segmentation.prediction.image_inputs import ImageInput
 from peft_vlsm.segmentation.prediction.predictor import Prediction, Query, long_prompts, predict
-from peft_vlsm.segmentation.volumes.slices import read_slice, slices_of
 
 TASK = "text-prompted-segmentation"
 BATCH_SIZE = 8
@@ -79,7 +79,7 @@ class TextPromptedSegmentationPipeline(_Pipeline):
             defaults for every call.
 
     Raises:
-        InputError: the model cannot be loaded, or has no processor.
+        InputError: the model cannot be loaded, gives no text-prompted masks, or has no processor.
     """
 
     _load_processor = _load_image_processor = _load_video_processor = False
@@ -100,6 +100,7 @@ class TextPromptedSegmentationPipeline(_Pipeline):
         elif base is not None:
             raise InputError(f"base={base!r} is for a model that is given by its name; leave it out")
         else:
+            family_of(model)
             processor = _processor_of(processor, tokenizer, image_processor)
         fit_processor(processor, model.config, image_size)
         super().__init__(
@@ -110,8 +111,10 @@ class TextPromptedSegmentationPipeline(_Pipeline):
     def _sanitize_parameters(
         self, threshold: float | None = None, probabilities: bool | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise InputError(f"threshold {threshold} must lie between 0 and 1")
+        if threshold is not None:
+            number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+            if not number or not 0 <= threshold <= 1:
+                raise InputError(f"threshold {threshold!r} must be a number between 0 and 1")
         given = {"threshold": threshold, "probabilities": probabilities}
         return {}, {}, {name: value for name, value in given.items() if value is not None}
 
@@ -129,8 +132,8 @@ class TextPromptedSegmentationPipeline(_Pipeline):
 
         Args:
             images (`PIL.Image.Image`, `str`, `Path`, `np.ndarray`, or a list of these): a picture, its file (DICOM,
-                too), or an array of shape `(height, width)` or `(height, width, 3)` and type `uint8`. A picture that a
-                camera took on its side is turned upright.
+                too), its address on the web (`https://...`), or an array of shape `(height, width)` or `(height,
+                width, 3)` and type `uint8`. A picture that a camera took on its side is turned upright.
             prompt, prompts (`str` or `list[str]`): what to segment; one of the two names is given.
             threshold (`float`, defaults to 0.5): a pixel belongs to a mask where its probability is above this.
             batch_size (`int`, defaults to 8): pairs of image and prompt that go through the model at once.
@@ -149,45 +152,80 @@ class TextPromptedSegmentationPipeline(_Pipeline):
             InputError: an image or a prompt cannot be used; the message says which.
         """
         wanted = _prompts_of(prompt, prompts)
-        size = batch_size or self._batch_size or BATCH_SIZE
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InputError(f"batch_size {size} must be a number above 0")
         settings = {**self._postprocess_params, **self._sanitize_parameters(threshold, probabilities)[2]}
         several = isinstance(images, (list, tuple))
-        queries = self.preprocess(list(images) if several else [images], len(wanted))
-        results: list[list[dict[str, Any]]] = [[] for _ in queries]
-        for prediction in self._forward(queries, wanted, size):
+        given = list(images) if several else [images]
+        results: list[list[dict[str, Any]]] = [[] for _ in given]
+        for prediction in self.ask(given, wanted, batch_size):
             results[prediction.source.number].append(self.postprocess(prediction, wanted, **settings))
         return results if several else results[0]
 
+    def ask(self, images: list[Any], prompts: list[str], batch_size: int | None = None) -> Iterator[Prediction]:
+        """
+        Asks as a call does, and gives the logits: [`entry_of`] makes entries of them, by any threshold.
+
+        Args:
+            images (`list`): see `__call__`.
+            prompts (`list[str]`): likewise.
+            batch_size (`int`, *optional*): likewise.
+
+        Yields:
+            [`Prediction`]: of the first image with each prompt, then of the second, and so on; `source.number` is the
+            image's place.
+
+        Raises:
+            InputError: as a call.
+        """
+        wanted = _prompts_of(prompts, None)
+        size = (self._batch_size or BATCH_SIZE) if batch_size is None else batch_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"batch_size {size!r} must be a whole number above 0")
+        return self._forward(self.preprocess(images, len(wanted)), wanted, size)
+
     def preprocess(self, images: list[Any], prompts: int) -> list[Query]:
         """Each image, not read yet, with every prompt."""
-        sources = [_Source(number, image) for number, image in enumerate(images)]
-        return [Query(source, partial(_read, source), range(prompts)) for source in sources]
+        sources = [ImageInput(number, image) for number, image in enumerate(images)]
+        return [Query(source, source.read, range(prompts)) for source in sources]
 
-    def _forward(self, queries: list[Query], prompts: list[str], batch_size: int) -> Any:
+    def _forward(self, queries: list[Query], prompts: list[str], batch_size: int) -> Iterator[Prediction]:
         for prompt in long_prompts(self.prepares, prompts):
             limit = self.prepares.tokenizer.model_max_length
-            warnings.warn(f"only the first {limit} tokens of the prompt {prompt!r} count", stacklevel=3)
+            warnings.warn(f"only the first {limit} tokens of the prompt {prompt!r} count", stacklevel=4)
         return predict(cast(Any, self.model), self.prepares, queries, prompts, batch_size)
 
     def postprocess(
         self, prediction: Prediction, prompts: list[str], threshold: float = 0.5, probabilities: bool = False
     ) -> dict[str, Any]:
-        """One entry of the answer."""
-        values = prediction.logits.sigmoid().numpy()
-        # Compared as logits in float64: 0.5 is exactly 0, and probabilities near 1 round to it.
-        cut = torch.tensor(threshold, dtype=torch.float64).logit().item()
-        mask = prediction.logits.numpy() > np.float32(cut)
-        score = float(values[mask].mean(dtype=np.float64)) if mask.any() else 0.0
-        result = {
-            "prompt": prompts[prediction.prompt],
-            "mask": Image.fromarray(mask.astype(np.uint8) * 255),
-            "score": score if prediction.presence is None else score * prediction.presence,
-        }
-        if prediction.presence is not None:
-            result["presence"] = prediction.presence
-        return result | {"probabilities": values} if probabilities else result
+        """One entry of the answer, see [`entry_of`]."""
+        return entry_of(prediction, prompts[prediction.prompt], threshold, probabilities)
+
+
+def entry_of(prediction: Prediction, prompt: str, threshold: float, probabilities: bool = False) -> dict[str, Any]:
+    """
+    What a call of the pipeline answers to one image and one prompt. Needs no model: any threshold may follow.
+
+    Args:
+        prediction ([`Prediction`]): of [`TextPromptedSegmentationPipeline.ask`].
+        prompt (`str`): its prompt.
+        threshold (`float`): as in a call.
+        probabilities (`bool`, defaults to `False`): as in a call.
+
+    Returns:
+        `dict[str, Any]`: as in a call.
+    """
+    values = prediction.logits.sigmoid().numpy()
+    # Compared as logits in float64: 0.5 is exactly 0, and probabilities near 1 round to it.
+    cut = torch.tensor(threshold, dtype=torch.float64).logit().item()
+    mask = prediction.logits.numpy() > np.float32(cut)
+    score = float(values[mask].mean(dtype=np.float64)) if mask.any() else 0.0
+    result = {
+        "prompt": prompt,
+        "mask": Image.fromarray(mask.astype(np.uint8) * 255),
+        "score": score if prediction.presence is None else score * prediction.presence,
+    }
+    if prediction.presence is not None:
+        result["presence"] = prediction.presence
+    return result | {"probabilities": values} if probabilities else result
 
 
 def text_prompted_segmentation(
@@ -268,35 +306,6 @@ def _prompts_of(prompt: Any, prompts: Any) -> list[str]:
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"the prompt {text!r} is empty or no text; say what to segment")
     return list(wanted)
-
-
-class _Source:
-    """An image of a call; two are never the same, though their pixels may be."""
-
-    def __init__(self, number: int, image: Any):
-        self.number, self.image = number, image
-
-    def __str__(self) -> str:
-        return str(self.image) if isinstance(self.image, (str, Path)) else f"image {self.number}"
-
-
-def _read(source: _Source) -> Image.Image:
-    image = source.image
-    if isinstance(image, (str, Path)):
-        places = slices_of(Path(image))
-        if len(places) > 1:
-            raise InputError(f"{source} holds {len(places)} slices; give them one by one, as images or arrays")
-        return read_slice(places[0])
-    if isinstance(image, Image.Image):
-        if image.mode not in EIGHT_BIT_MODES:
-            raise InputError(f"{source} has more than 8 bits a channel (mode {image.mode}); make it an 8-bit image")
-        return ImageOps.exif_transpose(image).convert("RGB")
-    if not isinstance(image, np.ndarray):
-        raise InputError(f"{source} is a {type(image).__name__}; give a PIL image, a file's name or a numpy array")
-    if image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)) or image.ndim < 2 or 0 in image.shape:
-        kind = f"{image.dtype} array of shape {image.shape}"
-        raise InputError(f"{source} is a {kind}; give uint8 of shape (height, width) or (height, width, 3)")
-    return Image.fromarray(image).convert("RGB")
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, TextPromptedSegmentationPipeline, pt_model=cast(Any, SegmenterName))

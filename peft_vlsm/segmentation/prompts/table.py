@@ -59,11 +59,16 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str | None]]]:
             if missing:
                 found = ", ".join(map(str, table.fieldnames or ())) or "none"
                 raise InputError(f"{file} lacks the column {missing[0]!r}; its first line names: {found}")
-            return [(table.line_num, row) for row in table]
+            rows = [(table.line_num, row) for row in table]
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} is no CSV file in UTF-8: {error}") from error
+    for line, row in rows:
+        # Else what follows a comma would be cut off.
+        if None in row:
+            raise InputError(f"{file} line {line} has more cells than the first; put a prompt with commas in quotes")
+    return rows
 
 
 def _place(folder: Path, image: str, where: str) -> Path:
