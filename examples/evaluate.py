@@ -144,10 +144,10 @@ def load(args: Arguments, adapter: str) -> tuple[Any, Processor]:
 
 
 def evaluate_adapter(
-    args: Arguments, adapter: str, name: str, data: dict[str, list[Case]], accelerator: Accelerator
+    args: Arguments, loaded: tuple[Any, Processor], name: str, data: dict[str, list[Case]], accelerator: Accelerator
 ) -> tuple[list[Result], list[Image.Image]]:
     """One adapter on every data set: its scores, and on the main process pictures of its worst and best cases."""
-    model, processor = load(args, adapter)
+    model, processor = loaded
     model.to(accelerator.device)
     results, sheets = [], []
     for data_name, cases in data.items():
@@ -195,14 +195,19 @@ def main():
             f"--model_name_or_path {args.model_name_or_path} does nothing: no --adapter needs a base model"
         )
     data = {name: read_cases(args, source) for name, source in sources.items()}
-    for adapter in args.adapter:
+    first, *others = args.adapter
+    for adapter in others:
         load(args, adapter)
+    # Stays loaded; the others are loaded again, since one model at a time is what memory must hold.
+    ready = [load(args, first)]
 
     accelerator = Accelerator()
     results, sheets = [], []
     with write_beside(Path(args.output)) if accelerator.is_main_process else nullcontext() as folder:
         for name, adapter in adapters.items():
-            more_results, more_sheets = evaluate_adapter(args, adapter, name, data, accelerator)
+            loaded = ready.pop() if ready else load(args, adapter)
+            more_results, more_sheets = evaluate_adapter(args, loaded, name, data, accelerator)
+            del loaded
             results += more_results
             sheets += more_sheets
         if folder is not None:

@@ -106,10 +106,12 @@ def load_clip(name_or_path: str) -> tuple[CLIPModel, Processor]:
     name = str(Path(name_or_path).resolve()) if Path(name_or_path).is_dir() else name_or_path
     try:
         with quiet_loading():
-            kind = AutoConfig.from_pretrained(name).model_type
+            kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
             if kind != "clip":
                 raise InputError(f"it is of the kind {kind}; this works on clip models")
-            model, info = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            model, info = CLIPModel.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+            )
             loaded = CLIPProcessor.from_pretrained(name)
             processor = Processor(loaded.image_processor, loaded.tokenizer)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:

@@ -226,6 +226,10 @@ def misshape(part: str) -> Callable[[dict], object]:
     return lambda weights: weights.update({next(name for name in sorted(weights) if part in name): torch.zeros(3)})
 
 
+def integers(part: str) -> Callable[[dict], object]:
+    return lambda weights: weights.update({name: weights[name].int() for name in sorted(weights) if part in name})
+
+
 def pickled(where: str, torch_made: bool = False) -> Callable[[Path, Place], None]:
     """The weights are a pickle, by this name, and the safetensors file is gone unless it has this name."""
 

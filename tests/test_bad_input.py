@@ -38,6 +38,7 @@ from bad_cases import (
     failing,
     finetune_flags,
     foreign_code,
+    integers,
     late_damage,
     link_outside,
     misshape,
@@ -190,7 +191,7 @@ SOURCE_CASES = {
         spoilt_file("coco", "annotations/instances_val2017.json", b'{"images": ['), ("val2017.json is not valid JSON",)
     ),
     "imagefolder: no metadata": Case(
-        spoilt_file("imagefolder", "train/metadata.jsonl", None), ("train holds neither a metadata.jsonl",)
+        spoilt_file("imagefolder", "train/metadata.jsonl", None), ("train holds none of metadata.jsonl",)
     ),
     "parquet: text": Case(spoilt_file("parquet", "train-0.parquet", b"a,b"), ("train-0.parquet or a shard",)),
     "parquet: zero bytes": Case(spoilt_file("parquet", "train-0.parquet", b""), ("train-0.parquet or a shard",)),
@@ -227,6 +228,7 @@ MODEL_CASES = {
     "dense: tensor misshapen": weights_case(
         "dense", misshape("fc1.weight"), "size mismatch", "fc1.weight is [3], and "
     ),
+    "dense: integers": weights_case("dense", integers("fc1.weight"), "fc1.weight is torch.int32, and torch.float32"),
     "decoder: tensor missing": weights_case("decoder", drop("film_add.bias"), "decoder.safetensors does not hold"),
     "dense: not a number": weights_case(
         "dense", poison("fc2.bias", float("nan")), "fc2.bias are not finite; take an e"
@@ -276,7 +278,9 @@ MODEL_CASES = {
     "dense: newer, unknown fields": settings_case(
         "dense", "of peft_vlsm 9.1", "know (gate)", "pip install -U", plugin_version="9.1", gate=True
     ),
-    "dense: newer, known fields": settings_case("dense", "1 masks of 1", fate="handled", plugin_version="9.1"),
+    "dense: newer, known fields": settings_case(
+        "dense", "is of peft_vlsm 9.1, and this is", "1 masks of 1", fate="handled", plugin_version="9.1"
+    ),
     "dense: unknown fields": settings_case("dense", "unknown here and do nothing: gate", fate="handled", gate=True),
     "lora: unknown fields": settings_case("lora", "unknown here and do nothing: gate", fate="handled", gate=True),
     "dense: no version": settings_case("dense", "'new' is no version of peft_vlsm", plugin_version="new", gate=1),

@@ -1,5 +1,8 @@
 """What is wrong is one line and status 2; where memory runs out, the line names the flags that help."""
 
+import errno
+import os
+
 import pytest
 import torch
 
@@ -34,3 +37,23 @@ def test_out_of_memory_names_the_flags_that_help(fails):
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="size of tensor"), explain_out_of_memory():
         torch.ones(2) + torch.ones(3)
+
+
+DISKS = {
+    "full": (errno.ENOSPC, "out/a.png cannot be written: No space left on device; free space there, or name another"),
+    "closed": (
+        errno.EACCES,
+        "out/a.png cannot be read or written: Permission denied; change its permissions, or name another folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("number, line", DISKS.values(), ids=DISKS)
+def test_disks_that_refuse_are_one_line(capsys, number, line):
+    @exit_on_input_error
+    def main():
+        raise OSError(number, os.strerror(number), "out/a.png")
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith(f"error: {line}")

@@ -237,6 +237,22 @@ def test_an_option(run, flags, expected):
     assert {name: row[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("adapters, loads", [(["run1/out"], [0]), (["base", "run1/out", "run2/out"], [1, 2, 0, 1, 2])])
+def test_every_adapter_is_tried_first_and_the_first_one_stays_loaded(
+    run, script, models, monkeypatch, adapters, loads
+):
+    given, asked = [models[name] for name in adapters], []
+
+    def noted(adapter, *rest):
+        asked.append(given.index(Path(adapter)))
+        return load_finetuned(adapter, *rest)
+
+    monkeypatch.setattr(script, "load_finetuned", noted)
+    results = run("--prompt", "p1", "--threshold", THRESHOLD, adapters=given)
+    assert asked == loads
+    assert len({row["dice"] for row in results["matrix"]}) == len(given)
+
+
 def test_the_seed_decides_the_intervals_alone(run, tmp_path):
     first, again, other, fewer = (
         run(*flags, output=tmp_path / str(number))["matrix"][0]

@@ -97,6 +97,16 @@ def test_each_save_replaces_the_former_kind(base, tmp_path):
         assert not (out / "all_results.json").exists(), "results of other weights"
 
 
+@pytest.mark.parametrize("kind", ["dense", "full"])
+@pytest.mark.parametrize("card, kept", [("# Mine\n", True), ("\n", False)])
+def test_a_card_that_someone_wrote_is_kept(base, tmp_path, kind, card, kept):
+    model, processor = _finetuned(base, kind)
+    save_finetuned(model, processor, tmp_path)
+    (tmp_path / "README.md").write_text(card)
+    save_finetuned(model, processor, tmp_path)
+    assert ((tmp_path / "README.md").read_text() == card) == (kept or kind == "full")
+
+
 def test_a_save_that_fails_leaves_the_former_weights(base, tmp_path, monkeypatch):
     out = tmp_path / "out"
     model, processor = _finetuned(base, "dense")

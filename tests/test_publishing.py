@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from PIL import Image
 from run_folders import METHODS, write_run
+from safetensors.torch import load_file, save_file
 
 from peft_vlsm.__main__ import main
 from peft_vlsm.segmentation.data.transforms import image_to_tensor, prompts_to_tensors
@@ -223,6 +225,19 @@ def test_another_kind_of_weights_in_the_repository_is_refused(hub, run):
     ):
         push_folder(run("dense"), REPO)
     assert len(hub.repositories[REPO].branches["main"]) == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_that_are_not_finite_stay_here(hub, run, method):
+    folder = run(method)
+    file = folder / WEIGHT_FILES[method if method in WEIGHT_FILES else "adapter"][1]
+    weights = load_file(file)
+    name = min(weights)
+    weights[name].view(-1)[0] = float("inf")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"{re.escape(name)} are not finite") as error:
+        push_folder(folder, REPO)
+    assert str(folder) in str(error.value) and not hub.repositories
 
 
 def test_the_command(hub, run, capsys):

@@ -191,18 +191,21 @@ def test_paths_and_secrets_are_no_hyper_parameters(run, name, value):
     [
         ({"override_prompt": "red `disc` | x"}, "Every image was evaluated with the prompt `red 'disc' \\| x`."),
         ({"prompt": "p6"}, "Every image was evaluated with its annotation's prompt `p6`."),
-        ({"test_prompts": ["a", "b"]}, "Prompts of the evaluation: `a`, `b`."),
+        (
+            {"prompt": "random"},
+            "Every image was evaluated with the last of its prompts, the one with the highest number.",
+        ),
+        ({"prompt": "random", "test_prompts": ["a", "b"]}, "Prompts of the evaluation: `a`, `b`."),
         ({"test_prompts": list("abcdefghijkl")}, "`j` and 2 more."),
     ],
-    ids=["override", "key", "list", "long list"],
+    ids=["override", "key", "random", "list", "long list"],
 )
 def test_prompts_are_named_where_they_are_known(run, results, sentence):
     assert sentence in card_of(run(**results)).text
 
 
-@pytest.mark.parametrize("results", [{}, {"prompt": "random"}], ids=["nothing", "random"])
-def test_prompts_are_not_guessed(run, results):
-    text = card_of(run(**results)).text
+def test_prompts_are_not_guessed(run):
+    text = card_of(run()).text
     assert "was evaluated with" not in text and "Prompts of" not in text
 
 

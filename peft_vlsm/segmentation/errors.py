@@ -17,7 +17,7 @@ class InputError(ValueError):
 def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
     """
     Wraps the `main` of a script: an [`InputError`] becomes one line on stderr and exit status 2, and so does a disk
-    that is full or read-only.
+    that is full or read-only, and a file that the user may not open.
 
     Args:
         main (`Callable[[], None]`): the script's entry point.
@@ -36,17 +36,24 @@ def exit_on_input_error(main: Callable[[], None]) -> Callable[[], None]:
             if error.errno not in _DISK_FAILURES:
                 raise
             place = "the output" if error.filename is None else error.filename
-            _end(f"{place} cannot be written: {error.strerror}; free space there, or name another folder")
+            problem, cure = _DISK_FAILURES[error.errno]
+            _end(f"{place} {problem}: {error.strerror}; {cure}, or name another folder")
 
     return guarded
 
 
-_DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_FULL = ("cannot be written", "free space there")
+_CLOSED = ("cannot be read or written", "change its permissions")
+_DISK_FAILURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _CLOSED),
+}
 
 
 def _end(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2) from None
+    # wandb learns of a failed run from sys.exit alone.
+    sys.exit(2)
 
 
 @contextmanager

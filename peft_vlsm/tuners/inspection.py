@@ -209,7 +209,7 @@ def _model_on_meta(name: str) -> tuple[Architecture, Any]:
     if model_type not in (*known, *PART_OF):
         raise ValueError(f"{file} has the model_type {model_type!r}; allowed: {', '.join(known)}.")
     try:
-        family, config = family_of_config(AutoConfig.from_pretrained(str(file.parent)))
+        family, config = family_of_config(AutoConfig.from_pretrained(str(file.parent), trust_remote_code=False))
         assert family is not None
         with torch.device("meta"):
             return family, model_class_of(family)(config)

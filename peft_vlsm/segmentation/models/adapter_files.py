@@ -64,7 +64,8 @@ def refusal(path: str | Path, reason: str) -> InputError:
 
 def read_adapter_config(path: str | Path) -> PeftConfig:
     """
-    Reads an adapter's settings. Fields that are unknown here are passed over with a warning of this module's logger.
+    Reads an adapter's settings. This module's logger warns of fields that are unknown here, which are passed over, and
+    of a newer peft_vlsm.
 
     Args:
         path (`str` or `Path`): the adapter's folder, or its name on the Hub.
@@ -84,8 +85,9 @@ def read_adapter_config(path: str | Path) -> PeftConfig:
         raise refusal(path, f"{file.name} has the peft_type {kind!r}, which is no adapter for these models here")
     known = {field.name for field in fields(config_cls)}
     unknown = sorted(content.keys() - known)
+    if issubclass(config_cls, VLSMAdapterConfig):
+        _check_version(path, content.get("plugin_version"), ", ".join(unknown))
     if unknown:
-        _check_version(path, content, config_cls, ", ".join(unknown))
         logger.warning("%s has fields that are unknown here and do nothing: %s", file, ", ".join(unknown))
     try:
         return config_cls(**{name: value for name, value in content.items() if name in known})
@@ -93,20 +95,21 @@ def read_adapter_config(path: str | Path) -> PeftConfig:
         raise refusal(path, f"{file.name} has a wrong setting: {error}; copy it again") from error
 
 
-def _check_version(path: str | Path, content: dict[str, Any], config_cls: type, unknown: str) -> None:
-    version = content.get("plugin_version")
-    if not issubclass(config_cls, VLSMAdapterConfig) or version is None:
+def _check_version(path: str | Path, version: Any, unknown: str) -> None:
+    if version is None:
         return
     try:
         newer = Version(str(version)) > Version(__version__)
     except InvalidVersion as error:
         raise refusal(path, f"its plugin_version {version!r} is no version of peft_vlsm") from error
-    if newer:
+    if newer and unknown:
         raise refusal(
             path,
             f"it is of peft_vlsm {version} and has fields that {__version__} does not know ({unknown}); update with "
             "pip install -U peft-vlsm",
         )
+    if newer:
+        logger.warning("%s is of peft_vlsm %s, and this is %s: its results may differ", path, version, __version__)
 
 
 def load_weights(path: str | Path, name: str) -> dict[str, torch.Tensor]:
@@ -176,4 +179,7 @@ def fill_adapter(model: PeftModel, path: str | Path, weights: dict[str, torch.Te
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)}, and {list(expected[name].shape)} in the model"
             raise InputError(f"{path} does not fit the base model {base}: size mismatch, {name} is {shapes}; {hint}")
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            kinds = f"{tensor.dtype}, and {expected[name].dtype} in the model"
+            raise InputError(f"{path} does not fit the base model {base}: {name} is {kinds}; {hint}")
     set_peft_model_state_dict(model, weights)

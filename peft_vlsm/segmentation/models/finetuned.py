@@ -34,6 +34,7 @@ from peft_vlsm.architectures.declaration import config_value
 from peft_vlsm.architectures.families import family_of_config, model_class_of
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.models.adapter_files import check_finite, fill_adapter, load_weights, read_adapter_config
+from peft_vlsm.segmentation.models.card_mark import CARD, is_replaceable
 from peft_vlsm.segmentation.models.processor import Processor, image_processor_settings, load_processor
 from peft_vlsm.segmentation.models.segmenter import family_of
 from peft_vlsm.tuners.text_states import OLD_END_OF_TEXT_ID
@@ -64,7 +65,8 @@ def load_base(name_or_path: str, image_size: int | None = None) -> tuple[PreTrai
         `tuple[PreTrainedModel, Processor]`: the model in float32 and eval mode, and its processor.
 
     Raises:
-        InputError: it cannot be loaded, is of a family that gives no text-prompted masks, or lacks weights.
+        InputError: it cannot be loaded, is of a family that gives no text-prompted masks, or lacks weights. Pickled
+            weights (`pytorch_model.bin`) are not loaded.
     """
     name = str(Path(name_or_path).resolve()) if Path(name_or_path).is_dir() else name_or_path
     try:
@@ -83,8 +85,7 @@ def load_base(name_or_path: str, image_size: int | None = None) -> tuple[PreTrai
                 config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
-                # Some models on the Hub have their weights as pickles alone, which torch reads by weights_only.
-                use_safetensors=True if Path(name).is_dir() else None,
+                use_safetensors=True,
             )
             processor = _load_processor(name, model)
     except InputError:
@@ -157,26 +158,31 @@ def make_output_dir(folder: Path) -> None:
         raise InputError(f"--output_dir {folder} cannot be written; name another folder")
 
 
-def save_finetuned(model: torch.nn.Module, processor: Processor, folder: Path) -> None:
+def save_finetuned(
+    model: torch.nn.Module, processor: Processor, folder: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
     """
     Writes what was trained, and the processor, into an output folder.
 
     Everything is written beside its place and then renamed, so that a process killed here leaves the former weights
     or the new ones. Results and weights that an earlier run left there, and that do not belong to the new weights,
-    are removed.
+    are removed. A model card that someone wrote or edited stays, see [`is_replaceable`].
 
     Args:
         model (`torch.nn.Module`): a [`~peft.PeftModel`]: its active adapter is written. Else a [`PreTrainedModel`]:
             the decoder is written where it alone is trainable, the whole model otherwise.
         processor ([`Processor`]): as training used it.
         folder (`Path`): is made where it does not exist.
+        weights (`dict[str, torch.Tensor]`, *optional*): as in [`save_weights`].
 
     Raises:
         InputError: the folder cannot be written.
     """
     with _replace_files(folder) as staging:
-        kind = save_weights(model, staging)
+        kind = save_weights(model, staging, weights)
         processor.save_pretrained(staging)
+        if (folder / CARD).is_file() and not is_replaceable(folder / CARD):
+            (staging / CARD).unlink(missing_ok=True)
         others = [name for other, names in WEIGHT_FILES.items() if other != kind for name in names]
         for stale in (*RESULT_FILES, *others):
             (folder / stale).unlink(missing_ok=True)
@@ -214,32 +220,57 @@ def _replace_files(folder: Path) -> Iterator[Path]:
         raise InputError(f"{folder} cannot be written (--output_dir): {error}; free space there") from error
 
 
-def save_weights(model: torch.nn.Module, folder: Path) -> str:
+def weights_to_save(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """
+    What [`save_weights`] writes, by the model's own names; where the model is in parts, so are these.
+
+    Args:
+        model (`torch.nn.Module`): a base model, or a [`~peft.PeftModel`].
+
+    Returns:
+        `dict[str, torch.Tensor]`: an adapter with the modules saved along with it, the head alone where nothing else
+        trains, or else the whole model.
+    """
+    state = model.state_dict()
+    if isinstance(model, PeftModel):
+        return {name: weight for name, weight in state.items() if model.active_adapter in name.split(".")}
+    if not _trains_head_alone(model):
+        return state
+    return {name: state[name] for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _trains_head_alone(model: torch.nn.Module) -> bool:
+    head = tuple(f"{part}." for part in family_of(model).head)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    return bool(head) and all(name.startswith(head) for name in trained)
+
+
+def save_weights(model: torch.nn.Module, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> str:
     """
     Writes what was trained, without the processor and into its place at once.
 
     Args:
         model (`torch.nn.Module`): as in [`save_finetuned`].
         folder (`Path`): exists.
+        weights (`dict[str, torch.Tensor]`, *optional*): [`weights_to_save`] made whole, where the model is in parts.
 
     Returns:
         `str`: which of `WEIGHT_FILES` it wrote.
     """
+    weights = weights_to_save(model) if weights is None else weights
     if isinstance(model, PeftModel):
         # Else peft asks the Hub whether the base model's embeddings changed.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
         return "adapter"
     assert isinstance(model, PreTrainedModel)
-    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-    head = tuple(f"{part}." for part in family_of(model).head)
-    if head and all(name.startswith(head) for name in trained):
-        save_file(trained, folder / "decoder.safetensors", metadata={"format": "pt"})
-        settings = {"base_model_name_or_path": model.name_or_path, "trained": sorted(trained)}
+    if _trains_head_alone(model):
+        save_file(weights, folder / "decoder.safetensors", metadata={"format": "pt"})
+        settings = {"base_model_name_or_path": model.name_or_path, "trained": sorted(weights)}
         # transformers' pipeline asks for it before it asks us.
         model.config.save_pretrained(folder)
         (folder / "decoder_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         return "decoder"
-    model.save_pretrained(folder, max_shard_size="1TB")
+    model.save_pretrained(folder, max_shard_size="1TB", state_dict=weights)
     return "full"
 
 

@@ -9,11 +9,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.publishing.card_mark import is_replaceable, marked
+from peft_vlsm.segmentation.models.card_mark import CARD, is_replaceable, marked
 from peft_vlsm.segmentation.publishing.run_folder import RunFolder, is_hub_name, read_run
 from peft_vlsm.segmentation.publishing.snippet import IMAGE, loading_snippet
 
-CARD = "README.md"
 # By their keys in all_results.json, behind test_ or val_.
 METRICS = {
     "dice": "Dice",
@@ -53,7 +52,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> bool:
     Args:
         folder (`str` or `Path`): see [`read_run`]. Where `all_results.json` or `samples.png` are missing, the card
             says so or shows no picture. The prompts are named where the results have `override_prompt` (a text),
-            `prompt` (`p0` to `p9`) or `test_prompts` (a list of texts).
+            `test_prompts` (a list of texts) or `prompt` (`random` or `p0` to `p9`).
         repo_id (`str`, *optional*): the repository's name on the Hub, for title and snippet. Default: the folder's
             name as title, and its path as it was given in the snippet.
 
@@ -224,6 +223,8 @@ def _prompts(run: RunFolder) -> str:
         return f"Prompts of the evaluation: {shown}{f' and {len(listed) - 10} more' if len(listed) > 10 else ''}."
     if key and re.fullmatch(r"p\d", key):
         return f"Every image was evaluated with its annotation's prompt {_code(key)}."
+    if key == "random":
+        return "Every image was evaluated with the last of its prompts, the one with the highest number."
     return ""
 
 

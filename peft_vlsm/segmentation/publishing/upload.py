@@ -15,8 +15,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from peft_vlsm.segmentation.errors import InputError
+from peft_vlsm.segmentation.models.adapter_files import load_weights
+from peft_vlsm.segmentation.models.card_mark import CARD
 from peft_vlsm.segmentation.models.finetuned import RESULT_FILES, WEIGHT_FILES, quiet_loading
-from peft_vlsm.segmentation.publishing.model_card import CARD, write_model_card
+from peft_vlsm.segmentation.publishing.model_card import write_model_card
 from peft_vlsm.segmentation.publishing.run_folder import RunFolder, read_run
 
 PROCESSOR_FILES = (
@@ -63,11 +65,12 @@ def push_folder(
         `str`: the address where the files are now.
 
     Raises:
-        InputError: the folder holds nothing to publish; or the token, the name, the network or the Hub fails. The
-            message is one line that says where the results stay and how to push again.
+        InputError: the folder holds nothing to publish, or weights that are not finite; or the token, the name, the
+            network or the Hub fails. The message is one line that says where the results stay and how to push again.
     """
     folder = Path(folder)
     run = read_run(folder)
+    load_weights(folder, WEIGHT_FILES[run.kind][1])
     try:
         validate_repo_id(repo_id)
         token = token or get_token()

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from peft_vlsm.tuners.model_card import UNWRITTEN
 
+CARD = "README.md"
 _MARK = re.compile(r"<!-- written by peft_vlsm; edit it freely, an edited card is kept \((\w+)\) -->\s*\Z")
 _PEFT_KEYS, _PEFT_TAGS = {"base_model", "library_name", "tags"}, {"transformers", "lora"}
 
