@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
 
-.PHONY: demo test test-quantised test-matrix check
+.PHONY: demo test test-quantised test-deepspeed test-matrix check
 
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py --output_dir $(DEMO)
@@ -14,6 +14,9 @@ test: .venv/.test
 # bitsandbytes in an environment of its own, since peft imports it wherever it is installed.
 test-quantised: .venv-quantised/.quantised
 	OMP_NUM_THREADS=1 .venv-quantised/bin/python -m pytest tests/test_quantised.py
+
+test-deepspeed: .venv-deepspeed/.deepspeed
+	OMP_NUM_THREADS=1 .venv-deepspeed/bin/python -m pytest tests/test_sharding.py
 
 # The oldest and the newest peft and transformers, each pair in an environment of its own: half an hour at first.
 test-matrix:
@@ -35,4 +38,7 @@ endef
 	$(install)
 
 .venv-quantised/.%: pyproject.toml constraints.txt
+	$(install)
+
+.venv-deepspeed/.%: pyproject.toml constraints.txt
 	$(install)

@@ -21,6 +21,8 @@ from transformers import (
     CLIPTokenizerFast,
 )
 
+from peft_vlsm.segmentation.training.tracking import read_log
+
 TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 # transformers 4.57 writes the tokenizer in both of its forms.
 PROCESSOR_FILES = {"preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"} | (
@@ -183,3 +185,11 @@ def failure_of(capsys, module: ModuleType, *arguments: object) -> str:
     assert exit_.value.code == 2 and len(errors) == 1 and captured.out == ""
     assert "Traceback" not in captured.err and "usage" not in captured.err
     return errors[0]
+
+
+def assert_same_run(resumed: Path, whole: Path) -> None:
+    """The best weights to the byte, and the loss of every step: the best epoch may lie before the run stopped."""
+    for file in whole.glob("*.safetensors"):
+        assert (resumed / file.name).read_bytes() == file.read_bytes()
+    losses = [[line for line in read_log(out) if "train_loss" in line] for out in (resumed, whole)]
+    assert losses[1] and losses[0] == losses[1]

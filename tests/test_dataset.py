@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from peft_vlsm.segmentation.data.annotations import AnnotationRow, read_annotations
 from peft_vlsm.segmentation.data.dataset import SegmentationDataset
 from peft_vlsm.segmentation.data.images import ImageBytes, check_pair, open_image, open_mask, open_pair
-from peft_vlsm.segmentation.data.transforms import fit_processor, mask_to_tensor, prompts_to_tensors
+from peft_vlsm.segmentation.data.transforms import fit_processor, image_to_tensor, mask_to_tensor, prompts_to_tensors
 from peft_vlsm.segmentation.errors import InputError
 
 
@@ -97,9 +97,15 @@ def test_long_prompts_are_truncated_and_keep_their_end(processor):
 
 
 def test_tokens_are_capped_where_the_tokenizer_names_no_limit(processor, config):
-    processor.tokenizer.model_max_length = int(1e30)
-    fit_processor(processor, config)
-    assert prompts_to_tensors(processor, ["x" * 200])["input_ids"].shape == (1, TOKENS)
+    for named, limit in ((int(1e30), TOKENS), (10, 10)):
+        processor.tokenizer.model_max_length = named
+        fit_processor(processor, config)
+        assert prompts_to_tensors(processor, ["x" * 200])["input_ids"].shape == (1, limit)
+
+
+def test_prompts_are_padded_to_the_longest_of_them_alone(processor):
+    assert prompts_to_tensors(processor, ["disc"])["input_ids"].shape == (1, 6)
+    assert prompts_to_tensors(processor, ["disc", "a disc"])["attention_mask"].sum(1).tolist() == [6, 7]
 
 
 @pytest.mark.parametrize("suffix, options", [(".png", {}), (".jpg", {"quality": 60}), (".bmp", {})])
@@ -116,6 +122,12 @@ def test_half_itself(tmp_path):
 
 def test_an_empty_mask_is_fine(tmp_path):
     assert not open_mask(_save(np.zeros((4, 4), np.uint8), tmp_path / "mask.png")).any()
+
+
+@pytest.mark.parametrize("name", ["JPEG", "MPO", "JPEG2000", "WEBP"])
+def test_noise_on_an_empty_mask_is_fine_where_the_format_makes_it(tmp_path, name):
+    noise = np.full((16, 16), 3, np.uint8)
+    assert not open_mask(_save(noise, tmp_path / "mask", format=name)).any()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
@@ -141,13 +153,21 @@ def test_the_layers_of_a_psd_are_no_pages(tmp_path):
     assert image.size == (8, 6) and image.getpixel((3, 3)) == (255, 255, 255)
 
 
-def test_an_image_lying_on_its_side_is_turned_upright(tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_as_a_camera_was_held_is_turned_upright(tmp_path, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    _save(np.zeros((10, 20, 3), np.uint8), tmp_path / "image.jpg", exif=exif)
-    mask = _save(np.zeros((20, 10), np.uint8), tmp_path / "mask.png")
+    exif[0x0112] = orientation
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :8] = 255
+    _save(pixels, tmp_path / "image.jpg", exif=exif, quality=100, subsampling=0)
+    upright = (32, 16) if orientation < 5 else (16, 32)
+    mask = _save(np.zeros(upright[::-1], np.uint8), tmp_path / "mask.png")
     check_pair(tmp_path / "image.jpg", mask)
-    assert open_pair(tmp_path / "image.jpg", mask)[0].size == (10, 20)
+    image = open_pair(tmp_path / "image.jpg", mask)[0]
+    # Where the first row and the first column of a file are seen, by the standard (JEITA CP-3451).
+    left, top = orientation in (1, 4, 5, 8), orientation in (1, 2, 5, 6)
+    corner = (0 if left else image.width - 1, 0 if top else image.height - 1)
+    assert image.size == upright and min(image.getpixel(corner)) > 200
 
 
 def test_mask_to_tensor_takes_the_nearest_pixel():
@@ -295,6 +315,8 @@ def test_the_user_may_name_the_prompt_or_give_one(data, processor):
             assert {dataset.prompt(place) for place in range(6)} == {dataset[0].prompt} == {prompt}
     with pytest.raises(InputError, match="train_0.png has no prompt p7; it has p1, p2, p3"):
         SegmentationDataset(rows, processor, prompt="p7")
+    with pytest.raises(InputError, match="--prompt last is unknown"):
+        SegmentationDataset(rows, processor, prompt="last")
 
 
 def test_a_mask_of_another_size_is_named_with_its_image_before_training(data, processor):
@@ -320,7 +342,9 @@ def test_a_processor_without_a_square_size_asks_for_one(processor, config):
     processor.image_processor.size = {"shortest_edge": 32}
     with pytest.raises(InputError, match="--image_size"):
         fit_processor(processor, config)
+    processor.image_processor.do_resize = False
     assert fit_processor(processor, config, 40) == 40
+    assert image_to_tensor(processor, Image.new("RGB", (9, 7))).shape == (3, 40, 40)
 
 
 def test_the_processor_keeps_its_size_on_disk(data, processor, config, tmp_path):

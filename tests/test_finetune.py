@@ -272,13 +272,15 @@ def test_one_file_of_settings(finetune, base, shared_data, tmp_path, suffix):
     file = tmp_path / f"settings.{suffix}"
     text = json.dumps(settings) if suffix == "json" else yaml.safe_dump(settings) + "weight_decay: 1e-2\n"
     file.write_text(text)
-    args = finetune.parse_arguments(finetune.Arguments, [str(file)])
+    args = finetune.parse_arguments(finetune.FinetuneArguments, [str(file)])
     assert args.method == "lora" and args.train_decoder is True and args.learning_rate == 0.002
     assert args.image_size is None and args.weight_decay == (1e-3 if suffix == "json" else 1e-2)
 
 
 def test_the_papers_settings_are_the_default(finetune, tmp_path):
-    args = finetune.parse_arguments(finetune.Arguments, ["--data_dir", "data", "--output_dir", str(tmp_path / "out")])
+    args = finetune.parse_arguments(
+        finetune.FinetuneArguments, ["--data_dir", "data", "--output_dir", str(tmp_path / "out")]
+    )
     assert args.init_weights == "paper" and args.lr_scheduler_type == "reduce_lr_on_plateau"
     assert args.model_name_or_path == "CIDAS/clipseg-rd64-refined" and args.method == "dense"
     assert (args.learning_rate, args.weight_decay, args.max_grad_norm) == (1e-3, 1e-3, 0.5)
@@ -336,7 +338,14 @@ def _missing_mask(data):
 
 
 def _truncated_image(data):
-    path = data / "images" / "train_0.png"
+    _truncate(data / "images" / "train_0.png")
+
+
+def _truncated_test_image(data):
+    _truncate(data / "images" / "test_1.png")
+
+
+def _truncate(path):
     path.write_bytes(path.read_bytes()[:-500])
 
 
@@ -349,6 +358,7 @@ DATA_PROBLEMS = {
     "corrupt image": (_corrupt_image, "images/test_2.png"),
     "missing mask": (_missing_mask, "'val_0.png' does not exist"),
     "truncated image": (_truncated_image, "images/train_0.png cannot be read"),
+    "truncated test image": (_truncated_test_image, "images/test_1.png cannot be read"),
 }
 
 
@@ -357,6 +367,25 @@ def test_bad_data(run, tmp_path, capsys, spoil, problem):
     data = write_dataset(tmp_path / "data")
     spoil(data)
     _assert_one_line(run, tmp_path, capsys, problem, data=data)
+
+
+def test_damaged_pixels_show_before_anything_is_replaced(run, tmp_path, capsys):
+    data = write_dataset(tmp_path / "data")
+    run(data=data)
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    _truncated_test_image(data)
+    with pytest.raises(SystemExit):
+        run("--overwrite_output_dir", data=data)
+    assert "images/test_1.png cannot be read" in capsys.readouterr().err
+    assert before == {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+
+
+def test_results_name_folders_by_their_whole_path(run, base, monkeypatch):
+    """The model card says where the base model is, and is read elsewhere."""
+    monkeypatch.chdir(base.parent)
+    results = run("--method", "full", model=base.name)
+    assert results["model_name_or_path"] == str(base)
+    assert results["test_prompts"] and all(isinstance(prompt, str) for prompt in results["test_prompts"])
 
 
 FLAG_PROBLEMS = {
@@ -409,8 +438,8 @@ def _assert_one_line(run, tmp_path, capsys, problem, *flags, **places):
     with pytest.raises(SystemExit) as stop:
         run(*flags, **places)
     assert stop.value.code == 2
-    # A truncated image shows when it is first read; the progress bar stands above the line then.
-    lines = [line for line in capsys.readouterr().err.splitlines() if line and "step/s" not in line]
+    # A truncated image shows when it is read whole; a progress bar stands above the line then.
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "row/s" not in line]
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ") and problem in lines[0]
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())

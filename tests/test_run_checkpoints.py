@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from builders import EXAMPLES, forget_accelerator, load_example, run_example, write_dataset
+from builders import EXAMPLES, assert_same_run, forget_accelerator, load_example, run_example, write_dataset
 
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.training.checkpoints import (
@@ -74,7 +74,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(run, tmp_path, monkeypatch, flag
         run(tmp_path / "out", *flags)
     assert [folder.name for folder in list_checkpoints(tmp_path / "out")] == [f"step_{stop}"]
     run(tmp_path / "out", *flags, "--resume_from_checkpoint", "latest")
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert_same_run(tmp_path / "out", tmp_path / "whole")
     results = [json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("out", "whole")]
     for name in ("val_dice", "test_dice", "train_steps"):
         assert results[0][name] == results[1][name]
@@ -91,7 +91,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(base, data, run, t
         process.wait()
         assert not (out / "all_results.json").exists()
     run(out, *flags, "--resume_from_checkpoint", "latest")
-    assert weights(out) == weights(tmp_path / "whole")
+    assert_same_run(out, tmp_path / "whole")
     steps = [line["step"] for line in read_log(out) if "train_loss" in line]
     assert steps == list(range(1, 41))
 

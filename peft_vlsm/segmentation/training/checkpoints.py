@@ -5,6 +5,7 @@ Checkpoints of a run, from which it goes on as if it had never stopped.
 | --- | --- |
 | what was trained, the processor | as in an output folder, so that a checkpoint can be used like one |
 | `optimizer.bin`, `random_states_*.pkl`, `scaler.pt` | by accelerate; loaded with `weights_only=True` |
+| `optimizer_0/` or `pytorch_model/` in place of `optimizer.bin` | with FSDP2's sharded states, with DeepSpeed |
 | `best.safetensors` | the trained weights of the best epoch so far |
 | `progress.json` | the place in the data, the scheduler, the best figures, the run's settings |
 | `stream_*.json` | the place in a streamed data set, one a process |
@@ -28,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -38,6 +38,7 @@ from peft_vlsm.segmentation.models.adapter_files import load_weights
 from peft_vlsm.segmentation.models.finetuned import WEIGHT_FILES, save_weights
 from peft_vlsm.segmentation.models.processor import Processor
 from peft_vlsm.segmentation.sources.streaming import StreamingLoader
+from peft_vlsm.segmentation.training.sharding import PreparedRun
 
 TERMINATED = 128 + signal.SIGTERM
 _UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError)
@@ -77,10 +78,9 @@ class Checkpoints:
 
     Args:
         folder (`Path`): the run's output folder.
-        accelerator ([`~accelerate.Accelerator`]): with model and optimizer prepared.
-        model (`torch.nn.Module`): the bare model.
+        run ([`PreparedRun`]): model and optimizer.
         processor ([`Processor`]): as training uses it.
-        settings (`dict[str, Any]`): of the run; another run's checkpoint is refused where they differ.
+        settings (`dict[str, Any]`): of the run, see [`load_weights_and_progress`].
         limit (`int`, *optional*): older checkpoints beyond this number are removed.
         stream ([`StreamingLoader`], *optional*): the training rows, where they are streamed.
     """
@@ -88,24 +88,20 @@ class Checkpoints:
     def __init__(
         self,
         folder: Path,
-        accelerator: Accelerator,
-        model: torch.nn.Module,
+        run: PreparedRun,
         processor: Processor,
         settings: dict[str, Any],
         limit: int | None,
         stream: StreamingLoader | None = None,
     ):
         self.folder = folder
-        self.accelerator = accelerator
-        self.model = model
+        self.run = run
+        self.accelerator = run.accelerator
         self.processor = processor
         self.settings = settings
         self.limit = limit
         self.stream = stream
         self.saved_step: int | None = None
-        # accelerate would write and read the whole model, base and all.
-        accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
-        accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
 
     def save(self, progress: Progress, best_weights: dict[str, torch.Tensor]) -> None:
         """
@@ -119,19 +115,20 @@ class Checkpoints:
         target = self.folder / f"step_{progress.step}"
         staging = self.folder / f".step_{progress.step}.partial"
         main = self.accelerator.is_main_process
+        weights = self.run.weights_to_save()
         try:
             if main:
                 shutil.rmtree(staging, ignore_errors=True)
                 staging.mkdir()
             self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(staging))
+            self.run.save_states(staging)
             if self.stream is not None:
                 self._place(staging).write_text(json.dumps(self.stream.state_dict()), encoding="utf-8")
             self.accelerator.wait_for_everyone()
             if main:
-                self._write_rest(staging, progress, best_weights)
+                self._write_rest(staging, progress, best_weights, weights)
                 _put_in_place(staging, target)
-                self._prune()
+                self._prune(target)
         # torch and safetensors have errors of their own for a disk that is full.
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
@@ -142,73 +139,105 @@ class Checkpoints:
     def _place(self, checkpoint: Path) -> Path:
         return checkpoint / f"stream_{self.accelerator.process_index}.json"
 
-    def _write_rest(self, staging: Path, progress: Progress, best_weights: dict[str, torch.Tensor]) -> None:
-        save_weights(self.model, staging)
+    def _write_rest(
+        self,
+        staging: Path,
+        progress: Progress,
+        best_weights: dict[str, torch.Tensor],
+        weights: dict[str, torch.Tensor],
+    ) -> None:
+        save_weights(self.run.bare_model, staging, weights)
         self.processor.save_pretrained(staging)
         if best_weights:
             save_file(best_weights, staging / _BEST)
         content = {"progress": asdict(progress), "settings": self.settings}
         (staging / _PROGRESS).write_text(json.dumps(content, indent=2), encoding="utf-8")
-        written = {file.name: _describe(file) for file in sorted(staging.iterdir())}
+        files = sorted(file for file in staging.rglob("*") if file.is_file())
+        written = {file.relative_to(staging).as_posix(): _describe(file) for file in files}
         (staging / _FILES).write_text(json.dumps(written, indent=2), encoding="utf-8")
 
-    def _prune(self) -> None:
+    def _prune(self, newest: Path) -> None:
+        """A damaged checkpoint of a later step may stand beside the one that was just written."""
         if self.limit is not None:
-            for old in list_checkpoints(self.folder)[self.limit :]:
+            others = [checkpoint for checkpoint in list_checkpoints(self.folder) if checkpoint != newest]
+            for old in others[self.limit - 1 :]:
                 shutil.rmtree(old)
 
-    def load(self, checkpoint: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
+    def load_states(self, checkpoint: Path, progress: Progress) -> None:
         """
-        Puts weights, optimizer and random states back.
+        Puts the optimizer's and the random states back, and the place in a stream.
 
         Args:
-            checkpoint (`Path`): whole, see [`find_checkpoint`].
-
-        Returns:
-            `tuple[Progress, dict[str, torch.Tensor]]`: how far the run had come, and its best weights.
+            checkpoint (`Path`): of which [`load_weights_and_progress`] read the rest before the model was prepared.
+            progress ([`Progress`]): that it gave.
 
         Raises:
-            InputError: it is of a run with other settings, or does not fit the model.
+            InputError: they do not fit the run.
         """
-        try:
-            content = json.loads((checkpoint / _PROGRESS).read_text(encoding="utf-8"))
-            progress = Progress(**content["progress"])
-            self._compare(checkpoint, content["settings"])
-            self._load_weights(checkpoint)
-            self.accelerator.load_state(str(checkpoint))
+        with _no_traceback(checkpoint):
+            self.run.load_states(checkpoint)
             if self.stream is not None:
                 self.stream.load_state_dict(json.loads(self._place(checkpoint).read_text(encoding="utf-8")))
-            best = load_weights(checkpoint, _BEST) if (checkpoint / _BEST).exists() else {}
-            self._check_best(checkpoint, best)
-        except InputError:
-            raise
-        except _UNLOADABLE as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"--resume_from_checkpoint {checkpoint} cannot be loaded: {reason}") from error
+        # accelerate counts micro-batches, of which the resumed run may have another number a step.
+        self.accelerator.step = progress.step * self.accelerator.gradient_accumulation_steps
         self.saved_step = progress.step
-        return progress, best
 
-    def _compare(self, checkpoint: Path, stored: dict[str, Any]) -> None:
-        for name, value in self.settings.items():
-            if stored.get(name) != value:
-                raise InputError(
-                    f"--resume_from_checkpoint {checkpoint} is of a run with {name} {stored.get(name)}, and this one "
-                    f"has {value}; resume with the same settings"
-                )
 
-    def _load_weights(self, checkpoint: Path) -> None:
-        if isinstance(self.model, PeftModel):
-            set_peft_model_state_dict(self.model, load_weights(checkpoint, WEIGHT_FILES["adapter"][1]))
-            return
-        kind = "decoder" if (checkpoint / WEIGHT_FILES["decoder"][1]).exists() else "full"
-        self.model.load_state_dict(load_weights(checkpoint, WEIGHT_FILES[kind][1]), strict=False)
+def load_weights_and_progress(
+    checkpoint: Path, model: torch.nn.Module, settings: dict[str, Any]
+) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """
+    Puts the weights of a checkpoint into a model that accelerate has not prepared yet.
 
-    def _check_best(self, checkpoint: Path, best: dict[str, torch.Tensor]) -> None:
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        if best and best.keys() != trained:
+    Args:
+        checkpoint (`Path`): whole, see [`find_checkpoint`].
+        model (`torch.nn.Module`): bare, with `requires_grad` at what trains.
+        settings (`dict[str, Any]`): of the run; another run's checkpoint is refused where they differ.
+
+    Returns:
+        `tuple[Progress, dict[str, torch.Tensor]]`: how far the run had come, and its best weights.
+
+    Raises:
+        InputError: it is of a run with other settings, or does not fit the model.
+    """
+    with _no_traceback(checkpoint):
+        content = json.loads((checkpoint / _PROGRESS).read_text(encoding="utf-8"))
+        progress = Progress(**content["progress"])
+        _compare(checkpoint, settings, content["settings"])
+        _load_weights(checkpoint, model)
+        best = load_weights(checkpoint, _BEST) if (checkpoint / _BEST).exists() else {}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if best and best.keys() != trained:
+        raise InputError(f"--resume_from_checkpoint {checkpoint} is damaged: {_BEST} holds other weights than train")
+    return progress, best
+
+
+@contextmanager
+def _no_traceback(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except _UNLOADABLE as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"--resume_from_checkpoint {checkpoint} cannot be loaded: {reason}") from error
+
+
+def _compare(checkpoint: Path, settings: dict[str, Any], stored: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if stored.get(name) != value:
             raise InputError(
-                f"--resume_from_checkpoint {checkpoint} is damaged: {_BEST} holds other weights than train"
+                f"--resume_from_checkpoint {checkpoint} is of a run with {name} {stored.get(name)}, and this one "
+                f"has {value}; resume with the same settings"
             )
+
+
+def _load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_weights(checkpoint, WEIGHT_FILES["adapter"][1]))
+        return
+    kind = "decoder" if (checkpoint / WEIGHT_FILES["decoder"][1]).exists() else "full"
+    model.load_state_dict(load_weights(checkpoint, WEIGHT_FILES[kind][1]), strict=False)
 
 
 def _put_in_place(staging: Path, target: Path) -> None:
@@ -230,6 +259,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in an output folder, the newest first."""
     found = [entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name)] if folder.is_dir() else []
     return sorted(found, key=lambda entry: int(entry.name.removeprefix("step_")), reverse=True)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes a run's checkpoints; a folder of the same kind of name without a checkpoint's files stays."""
+    for entry in list_checkpoints(folder):
+        if any((entry / name).is_file() for name in (_FILES, _PROGRESS)):
+            shutil.rmtree(entry)
+
+
+def remove_staging(folder: Path) -> None:
+    """Removes what a run left that was killed while it wrote a checkpoint."""
+    for pattern in (".step_*.partial", ".step_*.former"):
+        for entry in folder.glob(pattern):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def find_checkpoint(wanted: str, folder: Path) -> Path | None:

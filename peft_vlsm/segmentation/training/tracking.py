@@ -15,7 +15,9 @@ from PIL import Image
 from peft_vlsm.segmentation.errors import InputError
 
 LOG = "log.jsonl"
-TRACKERS = ("tensorboard", "wandb", "trackio")
+PROJECT = "peft_vlsm"
+# In the order in which they start: where wandb cannot, the others have written nothing yet.
+TRACKERS = ("wandb", "trackio", "tensorboard")
 
 
 class JsonlTracker(GeneralTracker):
@@ -78,20 +80,43 @@ def make_trackers(with_tracking: bool, report_to: str | None) -> list[str]:
         report_to (`str`, *optional*): names, with commas between them. Default: tensorboard.
 
     Returns:
-        `list[str]`: names for [`~accelerate.Accelerator`].
+        `list[str]`: names for [`~accelerate.Accelerator`]; a [`JsonlTracker`] goes after them.
 
     Raises:
         InputError: a tracker is unknown, or its package is not installed.
     """
     if not with_tracking:
         return []
-    names = [name.strip() for name in (report_to or "tensorboard").split(",")]
+    names = [name.strip() for name in ("tensorboard" if report_to is None else report_to).split(",")]
     for name in names:
         if name not in TRACKERS:
             raise InputError(f"--report_to {name} is unknown; allowed: {', '.join(TRACKERS)}")
         if name not in map(str, get_available_trackers()):
             raise InputError(f"--report_to {name}: its package is missing; pip install {name}")
-    return names
+    return [name for name in TRACKERS if name in names]
+
+
+def start_trackers(accelerator: Accelerator, settings: dict[str, Any], resumed_step: int) -> None:
+    """
+    Starts the trackers that an accelerator was made with, each with a new run; steps go on from the resumed one.
+
+    Args:
+        accelerator (`Accelerator`): made with the names of [`make_trackers`] and a [`JsonlTracker`].
+        settings (`dict`): what the trackers show as the run's configuration.
+        resumed_step (`int`): tensorboard drops later steps of its earlier files; 0 drops them all.
+
+    Raises:
+        InputError: a tracker cannot start, for instance since wandb has no key or does not reach its service.
+    """
+    try:
+        # What tensorboard wrote into this folder before would otherwise show beside the new run.
+        accelerator.init_trackers(PROJECT, settings, {"tensorboard": {"purge_step": resumed_step + 1}})
+    except Exception as error:  # Each package raises errors of its own.
+        names = [tracker.name for tracker in accelerator.trackers if tracker.name != JsonlTracker.name]
+        if not names:
+            raise
+        hint = "; WANDB_MODE=offline needs neither key nor network" if "wandb" in names else ""
+        raise InputError(f"--report_to {','.join(names)} cannot be started: {str(error).rstrip('.')}{hint}") from error
 
 
 def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
@@ -101,6 +126,11 @@ def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step:
             tracker.log_images({name: picture}, step=step)
         elif tracker.name == "tensorboard":
             tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+        elif tracker.name == "trackio":
+            # accelerate's tracker for trackio has no log_images.
+            from trackio import Image as TrackioImage  # pyright: ignore[reportMissingImports]
+
+            tracker.log({name: TrackioImage(picture)}, step=step)
         else:
             tracker.log_images({name: [picture]}, step=step)
 
