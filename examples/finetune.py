@@ -14,8 +14,8 @@ The defaults are the settings of the paper (VLSM-Adapter, arXiv 2405.06196). OUT
     all_results.json, samples.png, curves.png         the end: figures, masks and curves; README.md is the model card
 """
 
+import math
 import os
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from peft_vlsm.segmentation.arguments import parse_arguments
 from peft_vlsm.segmentation.data.dataset import SegmentationDataset
 from peft_vlsm.segmentation.data.transforms import fit_processor
+from peft_vlsm.segmentation.data.workers import outlive_sigterm
 from peft_vlsm.segmentation.errors import InputError, exit_on_input_error, explain_out_of_memory
 from peft_vlsm.segmentation.evaluation.validation import evaluate
 from peft_vlsm.segmentation.models.finetuned import load_base, make_output_dir, save_finetuned, save_results
@@ -49,12 +50,14 @@ from peft_vlsm.segmentation.training.checkpoints import (
     Checkpoints,
     Progress,
     find_checkpoint,
-    list_checkpoints,
     load_weights_and_progress,
+    remove_checkpoints,
+    remove_staging,
     termination,
 )
 from peft_vlsm.segmentation.training.methods import (
     Method,
+    checkpoint_gradients,
     freeze_what_the_loss_misses,
     make_trainable,
     resolve,
@@ -125,10 +128,9 @@ def whole_path(name: str | None) -> str | None:
 
 def clear_output(folder: Path) -> None:
     """With --overwrite_output_dir: an earlier run's checkpoints and pictures must not pass for this one's."""
-    for old in (*list_checkpoints(folder), folder / "samples"):
-        shutil.rmtree(old, ignore_errors=True)
-    for name in ("log.jsonl", "curves.png"):
-        (folder / name).unlink(missing_ok=True)
+    remove_checkpoints(folder)
+    for old in (folder / "log.jsonl", folder / "curves.png", *(folder / "samples").glob("*samples_*.png")):
+        old.unlink(missing_ok=True)
 
 
 @exit_on_input_error
@@ -157,6 +159,8 @@ def main():
     train_batches = make_batches(args, stream, rows, processor, accelerator)
     eval_sets = {split: SegmentationDataset(rows[split], processor, **choice) for split in splits[1:]}
     model = make_trainable(model, method).to(accelerator.device)
+    if args.gradient_checkpointing:
+        checkpoint_gradients(model)
     probe = send_to_device(eval_sets["val"].collate([eval_sets["val"][0]]), accelerator.device)
     missed = freeze_what_the_loss_misses(
         model, lambda: segmentation_loss(run_segmenter(model, probe), probe["masks"]).sum()
@@ -179,6 +183,7 @@ def main():
             batch_size=args.per_device_eval_batch_size,
             collate_fn=dataset.collate,
             num_workers=args.dataloader_num_workers,
+            worker_init_fn=outlive_sigterm,
         )
         for dataset in eval_sets.values()
     ]
@@ -194,7 +199,7 @@ def main():
     scheduler = make_scheduler(optimizer, args, max_steps)
     plateau = isinstance(scheduler, ReduceLROnPlateau)
 
-    limit, stream_place = args.checkpoints_total_limit, train_batches.stream
+    limit, stream_place = args.checkpoints_total_limit or None, train_batches.stream
     checkpoints = Checkpoints(output_dir, run, processor, settings, limit, stream_place)
     if checkpoint is not None:
         checkpoints.load_states(checkpoint, progress)
@@ -205,7 +210,8 @@ def main():
     accelerator.wait_for_everyone()
     if main_process:
         make_output_dir(output_dir)
-    tracker.resumed_step = progress.step
+        remove_staging(output_dir)
+    tracker.resumed_step, tracker.validates_again = progress.step, progress.epoch_step > 0
     # A tracker that cannot start ends the run here, before an earlier run's results are cleared.
     start_trackers(
         accelerator, {name: value for name, value in asdict(args).items() if value is not None}, progress.step
@@ -227,6 +233,7 @@ def main():
         return stopped or (progress.step >= max_steps and progress.epoch_step == 0)
 
     shown = {"loss": "?", "val_dice": "?"}
+    names = ""
     bar = tqdm(total=max_steps, initial=progress.step, unit="step", disable=not main_process)
     with bar, termination() as terminated, explain_out_of_memory():
         while not is_done():
@@ -234,9 +241,7 @@ def main():
             train_batches.begin(progress.epoch, progress.epoch_step)
             bar.set_description(f"epoch {progress.epoch + 1}")
             losses = torch.zeros((), device=accelerator.device)
-            for number, batch in enumerate(train_batches):
-                if progress.step == max_steps:
-                    break
+            for number, batch in enumerate(train_batches if progress.step < max_steps else ()):
                 batch = send_to_device(batch, accelerator.device)
                 with accelerator.accumulate(model):
                     output = run_segmenter(model, batch)
@@ -260,6 +265,7 @@ def main():
                     continue
                 progress.step += 1
                 progress.epoch_step += 1
+                names = train_batches.names(batch)
                 # 16-bit training skips a step whose gradients overflow.
                 if not plateau and not accelerator.optimizer_step_was_skipped:
                     scheduler.step()
@@ -280,9 +286,17 @@ def main():
                     raise SystemExit(TERMINATED)
                 if args.checkpointing_steps.isdigit() and progress.step % int(args.checkpointing_steps) == 0:
                     save_checkpoint()
+                # Here and not before the next step: a stream would be read one batch too far.
+                if progress.step == max_steps:
+                    break
 
             bar.set_description(f"epoch {progress.epoch + 1}, validation")
             validation = evaluate(model, loaders["val"], accelerator)
+            if not math.isfinite(validation["loss"]):
+                raise InputError(
+                    f"the validation loss is {validation['loss']} after step {progress.step}; lower --learning_rate? "
+                    f"the step's last batch: {names}"
+                )
             accelerator.log({f"val_{name}": value for name, value in validation.items()}, step=progress.step)
             shown["val_dice"] = f"{validation['dice']:.3f}"
             bar.set_postfix(shown)

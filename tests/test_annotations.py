@@ -45,6 +45,12 @@ def test_files_in_a_folder_per_split(data, split, folder):
     assert found.mask == data / "masks" / folder / "mask_1" / f"{split}_0.png"
 
 
+def test_a_byte_order_mark_is_passed_over(data):
+    file = data / "anns" / "val.json"
+    file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert file.read_bytes().startswith(b"\xef\xbb\xbf") and len(read_annotations(data, "val")) == 3
+
+
 def test_names_that_repeat_between_split_folders(data):
     for split, folder in (("train", "train"), ("test", "test")):
         row = read_rows(data, split)[0]

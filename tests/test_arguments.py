@@ -12,6 +12,9 @@ from peft_vlsm.segmentation.errors import InputError
 class Arguments:
     prompt: list[str] = field(metadata={"help": "prompts"})
     rate: float = option(1.0, "a number")
+    precision: str | None = option(None, "no, or 16 bits")
+    report_to: str | None = option(None, "names with commas")
+    shown: bool = option(True, "whether")
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,13 @@ def test_a_file_gives_what_flags_give(name, content, tmp_path):
     flags = ["--prompt", "grey matter", "white matter", "--rate", "1e-3"]
     assert parse_arguments(Arguments, [str(tmp_path / name)]) == parse_arguments(Arguments, flags)
     assert parse_arguments(Arguments, flags) == Arguments(["grey matter", "white matter"], 0.001)
+
+
+def test_values_are_what_the_fields_take(tmp_path):
+    """YAML reads no as false, and users write lists where a flag takes commas."""
+    (tmp_path / "s.yaml").write_text("prompt: [a]\nprecision: no\nreport_to: [wandb, trackio]\nshown: no\n")
+    read = parse_arguments(Arguments, [str(tmp_path / "s.yaml")])
+    assert read == Arguments(["a"], 1.0, "no", "wandb,trackio", False)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_black_image_is_dark():
 
 @pytest.mark.parametrize(
     ("share", "word"),
-    [(0.02, "small"), (0.095, "small"), (0.105, "medium"), (0.195, "medium"), (0.205, "large"), (0.9, "large")],
+    [(0.02, "small"), (0.095, "small"), (0.1, "medium"), (0.195, "medium"), (0.2, "large"), (0.9, "large")],
 )
 def test_size_is_the_share_of_the_image(share, word):
     mask = np.zeros((200, 200), dtype=bool)
@@ -151,6 +151,16 @@ def test_location_of_one_part(row, column):
     words = [["top left", "top", "top right"], ["left", "center", "right"], ["bottom left", "bottom", "bottom right"]]
     mask = draw(("ellipse", box(column + 0.5, row + 0.5, 20)))
     assert measure_attributes(GREY, mask).location == words[row][column]
+
+
+@pytest.mark.parametrize("height, width", [(30, 90), (90, 30)])
+def test_location_goes_by_the_images_own_height_and_width(height, width):
+    for row, vertical in enumerate(("top", "", "bottom")):
+        for column, horizontal in enumerate(("left", "", "right")):
+            mask = np.zeros((height, width), bool)
+            mask[row * height // 3 + 1 :, column * width // 3 + 1 :][: height // 3 - 2, : width // 3 - 2] = True
+            location = measure_attributes(np.full((height, width), 128, np.uint8), mask).location
+            assert location == (f"{vertical} {horizontal}".strip() or "center")
 
 
 def test_location_of_several_parts_names_the_three_largest_once_each():

@@ -103,3 +103,14 @@ def test_prompts_stand_in_the_order_of_their_numbers_with_gaps():
     assert comparison.text().splitlines()[-1].split() == ["b", "on", "data", "-", "0.500", "-"]
     fields = comparison.matrix_fields()
     assert fields[0].tolist() == [[pytest.approx(0.25)], [0.5]] and fields[1:] == (["a", "b"], ["data"])
+
+
+def test_intervals_of_a_prompt_are_drawn_as_those_of_all():
+    """By the same number of draws, from the same seed."""
+    rows = [_row(index, f"{index}.png", "p1", "p2") for index in range(8)]
+    result = _result("a", np.linspace(0, 1, 16), list_cases(rows))
+    comparison = Comparison.of([result], resamples=30, seed=3)
+    for row in comparison.prompts:
+        expected = summarise(result.of_prompt(row["prompt"]), resamples=30, seed=3)
+        assert {name: row[name] for name in expected} == expected
+        assert row["dice_low"] != summarise(result.of_prompt(row["prompt"]), resamples=30)["dice_low"]

@@ -277,6 +277,18 @@ def test_a_mask_with_smooth_edges_is_fine(tmp_path):
     assert np.array_equal(open_mask(_save(np.asarray(small), tmp_path / "mask.png")), np.asarray(small) > 127)
 
 
+@pytest.mark.parametrize("dark, bright, fine", [(31, 224, True), (60, 224, False), (31, 190, False)])
+def test_how_far_from_black_and_white_a_mask_may_be(tmp_path, dark, bright, fine):
+    """Half of the pixels each: what counts as grey is then an area of a single grey."""
+    levels = np.repeat(np.array([[dark], [bright]], np.uint8), 64, axis=1)
+    path = _save(levels, tmp_path / "mask.png")
+    if fine:
+        assert np.array_equal(open_mask(path), levels > 127)
+    else:
+        with pytest.raises(InputError, match="64 of the .* pixels of this mask that are not black are grey"):
+            open_mask(path)
+
+
 @pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA", "CMYK"])
 def test_masks_of_every_8_bit_mode(tmp_path, mode):
     grey = Image.fromarray(_grey_mask())

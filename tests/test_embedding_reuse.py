@@ -70,6 +70,19 @@ def test_the_plain_forward_is_met_and_each_embedding_is_computed_once(family, tu
             assert torch.allclose(reused.presence, plain.presence, atol=1e-5)
 
 
+def test_images_of_the_last_batch_alone_are_kept_and_all_prompts():
+    """A scan has thousands of slices: what embeds them may not grow with each."""
+    family, tuner, variant = CASES[0]
+    model = _adapted(family, tuner, variant)
+    inputs = family.inputs(model, 2)
+    rows = _count_rows(model, family)
+    with EmbeddingReuse(model) as reuse:
+        for place in (0, 1, 0):
+            batch = {name: inputs[name][[place]] for name in ("pixel_values", "input_ids", "attention_mask")}
+            reuse.run(batch, [place], [place])
+    assert rows == {"images": 3, "prompts": 2}
+
+
 @pytest.mark.parametrize("family, tuner, variant", CASES, ids=IDS)
 def test_nothing_is_left_behind(family, tuner, variant):
     model = _adapted(family, tuner, variant)

@@ -25,6 +25,7 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
+from transformers.models.clipseg.modeling_clipseg import CLIPSegMLP
 
 from peft_vlsm.architectures import unreached_parameters
 from peft_vlsm.segmentation.data.annotations import read_annotations
@@ -203,6 +204,8 @@ SCHEDULES = {
     "constant_with_warmup": [0.5, 1, 1, 1, 1, 1],
     "linear": [0.5, 1, 0.75, 0.5, 0.25, 0],
     "cosine": [0.5, 1, 0.853553, 0.5, 0.146447, 0],
+    "cosine_with_restarts": [0.5, 1, 0.853553, 0.5, 0.146447, 0],
+    "polynomial": [0.5, 1, 0.75, 0.5, 0.25, 0],
 }
 
 
@@ -221,6 +224,21 @@ def test_learning_rates_that_follow_the_steps(run, monkeypatch, name):
     results = run("--method", "decoder", *flags)
     assert results["lr_scheduler_type"] == name
     assert rates == pytest.approx([0, *SCHEDULES[name][:-1]], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dense", "lora", "full"])
+def test_gradient_checkpointing_computes_the_same_twice(run, tmp_path, monkeypatch, method):
+    calls = []
+    forward = CLIPSegMLP.forward
+    monkeypatch.setattr(CLIPSegMLP, "forward", lambda *args, **named: (calls.append(1), forward(*args, **named))[1])
+    flags = ("--method", method, "--max_train_steps", 2)
+    run(*flags, out=tmp_path / "kept")
+    kept = len(calls)
+    run(*flags, "--gradient_checkpointing", out=tmp_path / "twice")
+    assert len(calls) - kept > kept
+    weights = [load_file(next((tmp_path / name).glob("*.safetensors"))) for name in ("kept", "twice")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -251,12 +269,21 @@ def test_accumulation_ends_with_the_epoch(run, finetune, monkeypatch):
     assert len(seen) == 3 + 1
 
 
-def test_gradients_are_clipped(run, tmp_path):
-    run("--method", "decoder", "--max_grad_norm", "1e-12", "--weight_decay", "0")
-    base_decoder = load_file(tmp_path / "out" / "decoder.safetensors")
-    run("--method", "decoder", "--weight_decay", "0", out=tmp_path / "free")
-    free_decoder = load_file(tmp_path / "free" / "decoder.safetensors")
-    assert any(not torch.equal(base_decoder[name], free_decoder[name]) for name in free_decoder)
+def test_gradients_are_clipped(run, monkeypatch, tmp_path):
+    """Before every step they have at most the norm that is allowed: the paper's 0.5, or what is given."""
+    norms = []
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, closure=None):
+            gradients = [parameter.grad for group in self.param_groups for parameter in group["params"]]
+            norms.append(torch.nn.utils.get_total_norm(gradients).item())
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    for name, flags, allowed in (("a", (), 0.5), ("b", ("--max_grad_norm", 0.01), 0.01)):
+        run("--method", "full", *flags, out=tmp_path / name)
+        assert len(norms) == 3 and max(norms) == pytest.approx(allowed, rel=1e-3)
+        norms.clear()
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
@@ -292,7 +319,10 @@ def test_the_papers_settings_are_the_default(finetune, tmp_path):
 def test_another_method_replaces_the_results_only_when_told(run, tmp_path, capsys):
     out = tmp_path / "out"
     run("--method", "decoder")
-    (out / "notes.txt").write_text("the user's own")
+    users = [out / "notes.txt", out / "samples" / "mine.png", out / "step_7" / "plan.txt"]
+    for file in users:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("the user's own")
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     with pytest.raises(SystemExit) as stop:
         run("--method", "full")
@@ -300,7 +330,14 @@ def test_another_method_replaces_the_results_only_when_told(run, tmp_path, capsy
     assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     assert run("--method", "full", "--overwrite_output_dir")["method"] == "full"
     written = {file.name for file in out.iterdir()}
-    assert written == FULL_FILES | PROCESSOR_FILES | RESULT_FILES | {"notes.txt", "step_2", "step_3"}
+    assert written == FULL_FILES | PROCESSOR_FILES | RESULT_FILES | {
+        "notes.txt",
+        "samples",
+        "step_2",
+        "step_3",
+        "step_7",
+    }
+    assert all(file.read_text() == "the user's own" for file in users)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_files(run, base, tmp_path, capsys):
@@ -313,6 +350,15 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_files(run, base, tmp_path
     line = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2 and line.startswith("error: the loss is nan at step 1")
     assert line.count("images/train_") == 2
+
+
+def test_a_validation_loss_that_is_not_finite_stops_before_weights_are_kept(run, tmp_path, capsys):
+    flags = ("--learning_rate", "1e30", "--max_train_steps", 1, "--per_device_train_batch_size", 6)
+    with pytest.raises(SystemExit) as stop:
+        run("--method", "decoder", *flags)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and line.startswith("error: the validation loss is nan after step 1")
+    assert line.count("images/train_") == 6 and not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def _broken_annotations(data):
@@ -345,8 +391,8 @@ def _truncated_test_image(data):
     _truncate(data / "images" / "test_1.png")
 
 
-def _truncate(path):
-    path.write_bytes(path.read_bytes()[:-500])
+def _truncate(path, count=500):
+    path.write_bytes(path.read_bytes()[:-count])
 
 
 DATA_PROBLEMS = {
@@ -370,13 +416,14 @@ def test_bad_data(run, tmp_path, capsys, spoil, problem):
 
 
 def test_damaged_pixels_show_before_anything_is_replaced(run, tmp_path, capsys):
-    data = write_dataset(tmp_path / "data")
+    """A PNG file shows its damage with its header, a JPEG file not."""
+    data = write_dataset(tmp_path / "data", suffix=".jpg")
     run(data=data)
     before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
-    _truncated_test_image(data)
+    _truncate(data / "images" / "test_1.jpg", 100)
     with pytest.raises(SystemExit):
         run("--overwrite_output_dir", data=data)
-    assert "images/test_1.png cannot be read" in capsys.readouterr().err
+    assert "images/test_1.jpg cannot be read" in capsys.readouterr().err
     assert before == {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
 
 
@@ -423,6 +470,7 @@ FLAG_PROBLEMS = {
     ),
     "idle warm-up": (["--num_warmup_steps", 3], "--num_warmup_steps 3 does nothing with"),
     "constant warm-up": (["--lr_scheduler_type", "constant", "--num_warmup_steps", 3], "constant_with_warmup"),
+    "checkpoints": (["--checkpointing_steps", "²"], "--checkpointing_steps ² must be epoch, no, or a number"),
     "seed": (["--seed", -1], "--seed -1 must lie between"),
     "unknown flag": (["--learning_rates", "1"], "unknown arguments: --learning_rates 1"),
     "no value": (["--seed"], "--seed"),

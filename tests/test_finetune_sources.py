@@ -8,6 +8,7 @@ from builders import assert_same_run, failure_of, forget_accelerator, load_examp
 from source_data import png, records, square, streams, write_coco, write_imagefolder, write_parquet, write_tar
 
 from peft_vlsm.segmentation.training.checkpoints import Checkpoints
+from peft_vlsm.segmentation.training.tracking import read_log
 
 
 @pytest.fixture(autouse=True)
@@ -86,13 +87,24 @@ def test_a_source_trains(run, tmp_path, source, rows, test):
 def test_a_streamed_run_that_died_resumes_to_the_same_bytes(run, tmp_path, monkeypatch, workers):
     flags = (*parquet(tmp_path / "data"), "--streaming", "--max_train_steps", 12, "--validation_steps", 5)
     flags = (*flags, "--dataloader_num_workers", workers)
-    run(tmp_path / "whole", *flags)
+    run(tmp_path / "whole", *flags, "--checkpointing_steps", 7)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         save = Checkpoints.save
         patch.setattr(Checkpoints, "save", lambda *args: (save(*args), 1 / 0))
         run(tmp_path / "out", *flags, "--checkpointing_steps", 7)
     run(tmp_path / "out", *flags, "--checkpointing_steps", 7, "--resume_from_checkpoint", "latest")
     assert_same_run(tmp_path / "out", tmp_path / "whole")
+    assert read_log(tmp_path / "out") == read_log(tmp_path / "whole")
+
+
+@streams
+def test_a_streamed_run_that_goes_on_after_its_end_keeps_its_place(run, tmp_path):
+    """Twelve steps end within the third round of validation; the stream may have read no row more."""
+    flags = (*parquet(tmp_path / "data"), "--streaming", "--validation_steps", 5, "--checkpointing_steps", "epoch")
+    run(tmp_path / "out", *flags, "--max_train_steps", 12)
+    place = json.loads((tmp_path / "out" / "step_12" / "stream_0.json").read_text())
+    (read,) = place["positions"].values()
+    assert read["epoch"] * 15 + read["before"] + read["given"] == 12 * 2
 
 
 REFUSED = {

@@ -56,6 +56,21 @@ def test_all_that_trains_gets_a_gradient(name, method):
         assert encoders and all(trainable[name].grad.abs().max() > 0 for name in encoders if name.endswith("weight"))
 
 
+@pytest.mark.parametrize("method", ["dense", "full"])
+def test_the_models_own_dropout_is_off(method):
+    """SAM3's default is 0.1: what a row trains would depend on the rows beside it in its process."""
+    model = sam3_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    torch.manual_seed(0)
+    loss = loss_of(model.train(), 64)
+    assert loss() != loss()
+    # The adapted model is this one, changed in place.
+    make_trainable(model, resolve(Method(method, variant="V" if method == "dense" else None))).train()
+    assert loss() == loss()
+
+
 def test_weights_that_the_loss_misses_are_frozen_and_told():
     model, _, missed = prepared("sam3", Method("decoder"))
     assert missed and all(name.startswith("mask_decoder.") for name in missed)

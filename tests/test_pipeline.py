@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -265,6 +266,14 @@ def test_half_precision(models, images, segment):
     assert found == pytest.approx(expected, abs=0.05)
 
 
+def test_an_address_that_does_not_answer_ends_the_wait(segment, monkeypatch):
+    monkeypatch.setattr(image_inputs, "FETCH_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/scan.png"
+        with pytest.raises(InputError, match=f"{address} cannot be fetched: timed out"):
+            segment(address, prompt="disc")
+
+
 def test_a_long_prompt_is_cut_with_a_warning(segment, images):
     with pytest.warns(UserWarning, match="only the first 24 tokens of the prompt 'aaa"):
         segment(images / "test_0.png", prompt="a" * 40)
@@ -292,6 +301,7 @@ CALL_PROBLEMS = {
     "deep": ({"images": Image.new("I;16", (4, 4)), "prompt": "disc"}, "image 0 has more than 8 bits a channel"),
     "floats": ({"images": np.zeros((4, 4)), "prompt": "disc"}, "image 0 is a float64 array of shape (4, 4)"),
     "flat": ({"images": np.zeros(4, np.uint8), "prompt": "disc"}, "image 0 is a uint8 array of shape (4,)"),
+    "no pixel": ({"images": np.zeros((0, 4, 3), np.uint8), "prompt": "disc"}, "uint8 array of shape (0, 4, 3)"),
     "channels": ({"images": np.zeros((4, 4, 2), np.uint8), "prompt": "disc"}, "uint8 array of shape (4, 4, 2)"),
     "truncated": (
         {"images": _truncated(), "prompt": "disc"},

@@ -392,11 +392,11 @@ def test_a_long_prompt_is_cut_with_a_warning(run, images, capsys):
     """The tiny tokenizer has a token a letter and 24 tokens a prompt, two of them its ends."""
     outputs = [
         run("--save_probabilities", image=images / "wide.tif", prompts=["disc", prompt], output=images.parent / name)
-        for name, prompt in (("fits", "a" * 22), ("long", "a" * 23 + "b"))
+        for name, prompt in (("fits", "a" * 22), ("long", "a" * 22 + "b"))
     ]
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert len(warnings) == 1 and f"only the first 24 tokens of --prompt '{'a' * 23}b' count" in warnings[0]
-    assert json.loads((outputs[1] / "labels.json").read_text())["2"] == "a" * 23 + "b"
+    assert len(warnings) == 1 and f"only the first 24 tokens of --prompt '{'a' * 22}b' count" in warnings[0]
+    assert json.loads((outputs[1] / "labels.json").read_text())["2"] == "a" * 22 + "b"
     files = [next((output / "probabilities").glob("2-*/wide.npy")) for output in outputs]
     assert np.allclose(*map(np.load, files), atol=1e-2)
 

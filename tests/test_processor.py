@@ -1,6 +1,7 @@
 """A processor of any family: read from both forms of files, saved where transformers' own classes find it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -36,6 +37,20 @@ def test_the_declaration_stands_where_files_say_nothing(tmp_path):
     image_processor = load_processor(str(tmp_path), SAM3).image_processor
     assert dict(image_processor.size)["height"] == SAM3.image_size == 1008
     assert tuple(image_processor.image_mean) == SAM3.image_mean and tuple(image_processor.image_std) == SAM3.image_std
+
+
+def test_what_files_say_of_an_image_counts_and_the_family_says_the_rest(base, tmp_path):
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "processor_config.json").unlink(missing_ok=True)
+    file = tmp_path / "model" / "preprocessor_config.json"
+    told = {"size": {"height": 24, "width": 24}, "resample": 0, "do_normalize": False, "rescale_factor": 0.5}
+    file.write_text(json.dumps({"image_processor_type": "ViTImageProcessor", **told}))
+    image_processor = load_processor(str(tmp_path / "model"), CLIPSEG).image_processor
+    assert dict(image_processor.size)["height"] == 24 and image_processor.resample == 0
+    assert image_processor.do_normalize is False and image_processor.rescale_factor == 0.5
+    assert CLIPSEG.image_mean != CLIPSEG.image_std
+    assert tuple(image_processor.image_mean) == CLIPSEG.image_mean
+    assert tuple(image_processor.image_std) == CLIPSEG.image_std
 
 
 def test_a_batchs_padding_is_not_stored(base, tmp_path):

@@ -1,6 +1,7 @@
 """A run that was killed goes on to the same bytes; damaged checkpoints are passed over, foreign ones refused."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from peft_vlsm.segmentation.training.checkpoints import (
 from peft_vlsm.segmentation.training.tracking import read_log
 
 FLAGS = ("--max_train_steps", 12, "--per_device_train_batch_size", 3, "--gradient_accumulation_steps", 2)
+NAMES = ("out", "whole")
 METHODS = {
     "dense VLC with decoder": ("--method", "dense", "--variant", "VLC", "--train_decoder", "True"),
     "shallow": ("--method", "shallow", "--adapter_dim", 8),
@@ -57,8 +59,19 @@ def _die():
     raise Killed
 
 
+def assert_same_to_the_end(resumed, whole):
+    """The best weights, every line of the log, and what the last checkpoint holds."""
+    assert_same_run(resumed, whole)
+    last = [list_checkpoints(out)[0] for out in (resumed, whole)]
+    assert last[0].name == last[1].name
+    states = [{file.name: file.read_bytes() for file in step.iterdir()} for step in last]
+    progress = [json.loads(state.pop("progress.json"))["progress"] | {"train_seconds": 0} for state in states]
+    assert progress[0] == progress[1] and states[0].pop("files.json") and states[1].pop("files.json")
+    assert {"optimizer.bin", "best.safetensors"} <= states[0].keys() and states[0] == states[1]
+
+
 def weights(out):
-    (file,) = [file for file in out.glob("*.safetensors")]
+    (file,) = [file for file in out.glob("*.safetensors") if file.name != "best.safetensors"]
     return file.read_bytes()
 
 
@@ -74,7 +87,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(run, tmp_path, monkeypatch, flag
         run(tmp_path / "out", *flags)
     assert [folder.name for folder in list_checkpoints(tmp_path / "out")] == [f"step_{stop}"]
     run(tmp_path / "out", *flags, "--resume_from_checkpoint", "latest")
-    assert_same_run(tmp_path / "out", tmp_path / "whole")
+    assert_same_to_the_end(tmp_path / "out", tmp_path / "whole")
     results = [json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("out", "whole")]
     for name in ("val_dice", "test_dice", "train_steps"):
         assert results[0][name] == results[1][name]
@@ -91,7 +104,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(base, data, run, t
         process.wait()
         assert not (out / "all_results.json").exists()
     run(out, *flags, "--resume_from_checkpoint", "latest")
-    assert_same_run(out, tmp_path / "whole")
+    assert_same_to_the_end(out, tmp_path / "whole")
     steps = [line["step"] for line in read_log(out) if "train_loss" in line]
     assert steps == list(range(1, 41))
 
@@ -100,7 +113,9 @@ def start(command, out, steps):
     """Starts a run that goes on from where it is, and waits until it has a later checkpoint."""
     resume = ["--resume_from_checkpoint", "latest"]
     with (out.parent / "stderr").open("w") as stderr:
-        process = subprocess.Popen([*map(str, command), *resume], stdout=subprocess.DEVNULL, stderr=stderr)
+        process = subprocess.Popen(
+            [*map(str, command), *resume], stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+        )
     for _ in range(1200):
         done = [int(folder.name.removeprefix("step_")) for folder in list_checkpoints(out)]
         if done and done[0] >= steps:
@@ -110,17 +125,21 @@ def start(command, out, steps):
     raise AssertionError("no checkpoint came")
 
 
-def test_sigterm_saves_and_exits(base, data, run, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_saves_and_exits(base, data, run, tmp_path, workers):
+    """Schedulers send it to all processes of a run, those that read images too."""
     flags = ("--max_train_steps", 400, "--early_stopping_patience", 0, "--adapter_dim", 4)
+    flags = (*flags, "--dataloader_num_workers", workers)
     out = tmp_path / "out"
     command = [sys.executable, "-W", "ignore", EXAMPLES / "finetune.py", *arguments(base, data, out), *flags]
     process = start(command, out, 3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == TERMINATED
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == TERMINATED, (tmp_path / "stderr").read_text()
     step = int(list_checkpoints(out)[0].name.removeprefix("step_"))
     assert damage_of(list_checkpoints(out)[0]) is None and 3 <= step < 400
-    run(out, *flags, "--max_train_steps", step + 1, "--resume_from_checkpoint", "latest")
-    assert json.loads((out / "all_results.json").read_text())["train_steps"] == step + 1
+    run(out, *flags, "--max_train_steps", step + 2, "--resume_from_checkpoint", "latest")
+    run(tmp_path / "whole", *flags, "--max_train_steps", step + 2)
+    assert_same_to_the_end(out, tmp_path / "whole")
 
 
 @pytest.fixture(scope="module")
@@ -180,23 +199,106 @@ def test_a_checkpoint_of_other_settings_is_refused(run, finished, tmp_path, caps
     assert weights(out) == before and len(list_checkpoints(out)) == 2
 
 
-def test_other_shares_of_the_same_steps_resume(run, finished, tmp_path):
-    out = shutil.copytree(finished, tmp_path / "out")
-    other = ("--per_device_train_batch_size", 6, "--gradient_accumulation_steps", 1, "--max_train_steps", 13)
-    run(out, "--adapter_dim", 4, *other, "--resume_from_checkpoint", "latest")
-    assert json.loads((out / "all_results.json").read_text())["train_steps"] == 13
+@pytest.mark.parametrize("first, then", [((3, 2), (6, 1)), ((6, 1), (3, 2)), ((2, 3), (3, 2))], ids=str)
+def test_other_shares_of_the_same_steps_resume(run, tmp_path, first, then):
+    """After seven steps, so that the micro-batches of the one are no whole number of steps of the other."""
 
+    def share(batch_size, accumulation):
+        sizes = ("--per_device_train_batch_size", batch_size, "--gradient_accumulation_steps", accumulation)
+        return ("--adapter_dim", 4, "--checkpointing_steps", 7, *sizes)
 
-def test_a_run_killed_after_its_results_writes_them_again(run, tmp_path):
+    run(tmp_path / "whole", *share(*then))
     out = tmp_path / "out"
-    run(out, "--adapter_dim", 4)
-    before = weights(out), json.loads((out / "all_results.json").read_text())
+    run(out, *share(*first), "--max_train_steps", 7)
+    run(out, *share(*then), "--resume_from_checkpoint", "latest")
+    losses = [[line["train_loss"] for line in read_log(tmp_path / name) if "train_loss" in line] for name in NAMES]
+    assert len(losses[1]) == 12 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("every", ["epoch", 4])
+def test_a_run_killed_after_its_results_writes_them_again(run, tmp_path, every):
+    """A checkpoint of every fourth step is written before the last validation, which is then measured again."""
+    out, flags = tmp_path / "out", ("--adapter_dim", 4, "--checkpointing_steps", every)
+
+    def left():
+        results = json.loads((out / "all_results.json").read_text())
+        for name in ("train_seconds", "resume_from_checkpoint"):
+            results.pop(name)
+        return weights(out), results, read_log(out)
+
+    run(out, *flags)
+    before = left()
     (out / "README.md").unlink()
+    run(out, *flags, "--resume_from_checkpoint", "latest")
+    assert before == left() and (out / "README.md").exists()
+
+
+def test_what_a_killed_run_was_writing_is_removed(run, finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    for name in (".step_11.partial", ".step_8.former"):
+        shutil.copytree(out / "step_9", out / name)
     run(out, "--adapter_dim", 4, "--resume_from_checkpoint", "latest")
-    after = weights(out), json.loads((out / "all_results.json").read_text())
-    for name in ("train_seconds", "resume_from_checkpoint"):
-        before[1].pop(name), after[1].pop(name)
-    assert before == after and (out / "README.md").exists()
+    assert list(out.glob(".*")) == []
+
+
+def test_a_new_checkpoint_stays_beside_a_damaged_one_of_a_later_step(run, finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    (out / "step_12" / "optimizer.bin").unlink()
+    flags = ("--checkpointing_steps", 1, "--checkpoints_total_limit", 1, "--max_train_steps", 10)
+    run(out, "--adapter_dim", 4, *flags, "--resume_from_checkpoint", "latest")
+    assert [folder.name for folder in list_checkpoints(out)] == ["step_10"]
+
+
+def _another_runs(folder, finished):
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+
+
+def _users(folder, finished):
+    (folder / "samples").mkdir(parents=True)
+    (folder / "samples" / "mine.png").write_text("mine")
+    (folder / "step_3").mkdir()
+
+
+def _users_log(folder, finished):
+    folder.mkdir()
+    (folder / "log.jsonl").write_text('{"mine": 1}\n')
+
+
+NOT_THIS_RUNS = {
+    "the user's own": (_users, "latest"),
+    "the user's log": (_users_log, "latest"),
+    "another run's": (_another_runs, "elsewhere"),
+}
+
+
+@pytest.mark.parametrize("fill, wanted", NOT_THIS_RUNS.values(), ids=NOT_THIS_RUNS)
+def test_resuming_takes_no_folder_of_something_else(run, finished, tmp_path, capsys, fill, wanted):
+    out = tmp_path / "out"
+    fill(out, finished)
+    if wanted == "elsewhere":
+        wanted = shutil.copytree(finished, tmp_path / "elsewhere") / "step_9"
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        run(out, "--adapter_dim", 4, "--resume_from_checkpoint", wanted)
+    assert stop.value.code == 2 and f"--output_dir {out} is not empty" in capsys.readouterr().err
+    assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 1, "train_lo'], ids=["empty", "cut off"])
+def test_a_run_killed_before_its_first_checkpoint_begins_again(run, tmp_path, content):
+    out = tmp_path / "out"
+    (out / "peft_vlsm").mkdir(parents=True)
+    (out / "log.jsonl").write_text(content)
+    run(out, "--max_train_steps", 1, "--resume_from_checkpoint", "latest")
+    assert [line["step"] for line in read_log(out)] == [1, 1]
+
+
+def test_a_checkpoint_by_its_path_goes_on_in_a_new_folder(run, finished, tmp_path):
+    flags = ("--adapter_dim", 4, "--resume_from_checkpoint")
+    run(tmp_path / "out", *flags, finished / "step_9")
+    run(shutil.copytree(finished, tmp_path / "whole"), *flags, "latest")
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert weights(tmp_path / "out" / "step_12") == weights(tmp_path / "whole" / "step_12")
 
 
 def test_latest_without_any_checkpoint_begins(run, tmp_path, capsys):

@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from builders import tiny_clipseg, tiny_processor, write_dataset
 
 from peft_vlsm.segmentation.data.annotations import AnnotationRow, read_annotations
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.evaluation.scoring import CaseDataset, extreme_samples, list_cases, predict_masks
+from peft_vlsm.segmentation.evaluation.scoring import (
+    CaseDataset,
+    extreme_samples,
+    list_cases,
+    predict_masks,
+    score_cases,
+)
 from peft_vlsm.segmentation.models.processor import Processor
 
 CPU = torch.device("cpu")
@@ -55,6 +62,16 @@ def test_an_image_is_read_once_for_all_of_its_prompts(rows, monkeypatch):
     examples = [dataset[place] for place in range(len(dataset))]
     assert opened == [0, 1, 2, 3]
     assert [example["prompt"] for example in examples[:3]] == [texts[0] for texts in rows[0].prompts.values()]
+
+
+def test_a_batch_has_as_many_cases_as_asked_for(rows, monkeypatch):
+    sizes = []
+    original = CaseDataset.collate
+    monkeypatch.setattr(
+        CaseDataset, "collate", lambda dataset, examples: sizes.append(len(examples)) or original(dataset, examples)
+    )
+    scores = score_cases(tiny_clipseg(), _dataset(rows), Accelerator(), batch_size=5)
+    assert sizes == [5, 5, 2] and len(scores["dice"]) == 12
 
 
 def test_logits_that_are_not_finite_are_refused(rows):

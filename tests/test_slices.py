@@ -92,6 +92,23 @@ def test_one_window_serves_all_slices_and_scaling_counts(tmp_path):
     image.header.set_slope_inter(2, -1000)
     nibabel.save(image, file)
     assert [int(_grey(place).mean()) for place in slices_of(file)] == [0, 255]
+    masks = np.stack([np.zeros((10, 10), bool), np.eye(10, dtype=bool)])
+    write_mask_volume(tmp_path / "mask.nii.gz", masks, file)
+    written = nibabel.load(tmp_path / "mask.nii.gz")
+    assert written.get_data_dtype() == np.uint8 and np.unique(written.get_fdata()).tolist() == [0, 1]
+    assert (written.header["cal_min"], written.header["cal_max"]) == (0, 1), "viewers show 1 as white"
+
+
+@pytest.mark.parametrize("slope, intercept", [(2, 0), (1, -50)])
+def test_8_bits_that_are_scaled_are_windowed(tmp_path, slope, intercept):
+    values = np.repeat(np.array([0, 40, 80], np.float32), 40).reshape(10, 12, 1)
+    image = nibabel.Nifti1Image(values, np.eye(4))
+    image.set_data_dtype(np.uint8)
+    image.header.set_slope_inter(slope, intercept)
+    nibabel.save(image, tmp_path / "scan.nii")
+    (place,) = slices_of(tmp_path / "scan.nii")
+    assert nibabel.load(tmp_path / "scan.nii").get_data_dtype() == np.uint8
+    assert np.unique(_grey(place)).tolist() == [0, 128, 255]
 
 
 def test_a_file_written_anew_is_read_anew(tmp_path):

@@ -1,5 +1,6 @@
 """Flags and folders name the source; image folders and COCO annotations are read, and their problems are named."""
 
+import json
 import logging
 import pickle
 import shutil
@@ -26,7 +27,7 @@ from source_data import (
 from peft_vlsm.segmentation.arguments import parse_arguments
 from peft_vlsm.segmentation.data.augmentation import Augmentation
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.sources.arguments import DataArguments
+from peft_vlsm.segmentation.sources.arguments import DataArguments, SourceArguments, each_source
 from peft_vlsm.segmentation.sources.coco import read_coco
 from peft_vlsm.segmentation.sources.imagefolder import read_imagefolder
 from peft_vlsm.segmentation.sources.open import find_source, has_split, load_rows
@@ -284,6 +285,20 @@ def test_negatives_are_phrases_that_the_image_lacks(tmp_path):
     assert len(phrases(99, 0)) == 8
 
 
+def test_negatives_follow_from_the_seed_and_the_image(tmp_path):
+    image = coco_content()["images"][0]
+    content = coco_content(images=[image | {"id": key} for key in range(12)], annotations=[])
+    args = _flags("--data_dir", write_coco(tmp_path, content), "--negatives", "1")
+
+    def phrases(seed):
+        return tuple(row.prompts["p1"][0] for row in load_rows(args, "train", seed))
+
+    assert len(set(phrases(3))) > 1 and phrases(3) == phrases(3) != phrases(4)
+    args.negatives = 4
+    for seed in range(3):
+        assert phrases(seed) == ("square", "disc", "star", "cross") * 12, "in the order of their ids"
+
+
 def _annotation(**fields):
     return lambda content: content["annotations"][1].update(fields)
 
@@ -310,6 +325,9 @@ COCO_PROBLEMS = {
     "flat polygon": (_annotation(segmentation=SQUARE), "must hold polygons"),
     "not finite": (_annotation(segmentation=[[*SQUARE, 1, float("nan")]]), "has the coordinate nan"),
     "far outside": (_annotation(segmentation=[[*SQUARE, 1e9, 1]]), "has the coordinate 1000000000.0"),
+    "right of it": (_annotation(segmentation=[[*SQUARE, 2 * WIDTH + 1, 1]]), "has the coordinate 25, which is not in"),
+    "below it": (_annotation(segmentation=[[*SQUARE, 1, 2 * HEIGHT + 1]]), "has the coordinate 21, which is not in"),
+    "above it": (_annotation(segmentation=[[*SQUARE, 1, -HEIGHT - 1]]), "has the coordinate -11, which is not in"),
     "corner is text": (_annotation(segmentation=[[*SQUARE, "1", 1]]), "has the coordinate '1'"),
     "size of another image": (_rle(size=[3, 3]), "has the size [3, 3]"),
     "runs too short": (_rle(counts=[0, 10]), "no run lengths of the whole image"),
@@ -329,6 +347,13 @@ def test_a_problem_of_coco_annotations_is_named(tmp_path, spoil, problem):
     with pytest.raises(InputError) as error:
         load_rows(_flags("--data_dir", tmp_path), "train")
     assert "instances_train2017.json" in str(error.value) and problem in str(error.value)
+
+
+def test_a_polygon_may_reach_a_little_out_of_the_image(tmp_path):
+    content = coco_content()
+    content["annotations"][0]["segmentation"] = [[-WIDTH, 3, 2 * WIDTH, 3, 2 * WIDTH, 2 * HEIGHT, -WIDTH, 2 * HEIGHT]]
+    mask = load_rows(_flags("--data_dir", write_coco(tmp_path, content)), "train")[0].open()[1]
+    assert mask[3:].all() and not mask[2, :8].any()
 
 
 def test_an_image_of_another_size_than_annotated(tmp_path):
@@ -363,12 +388,20 @@ def _only(name):
     return write
 
 
+def _two_kinds_of_shards(folder):
+    (folder / "train").mkdir(parents=True)
+    for name in ("0.parquet", "1.tar"):
+        (folder / "train" / name).touch()
+    return folder
+
+
 FOLDER_PROBLEMS = {
     "nothing": (lambda folder: folder, [], "is not a folder"),
     "an empty folder": (_only(""), [], "holds none of anns/"),
     "half of MedVLSM": (_only("masks"), [], "anns is not a folder"),
     "an empty split": (_only("train"), [], "train holds none of metadata.jsonl, _annotations.coco.json, Parquet"),
     "a table of text": (_only("train/metadata.csv"), [], "save metadata.csv as metadata.jsonl"),
+    "two kinds of shards": (_two_kinds_of_shards, [], "holds shards of both .parquet and .tar; keep one kind"),
     "streamed files": (write_dataset, ["--streaming"], "--streaming does nothing with"),
     "columns of files": (write_dataset, ["--image_column", "i"], "--image_column does nothing with"),
     "negatives of files": (write_dataset, ["--negatives", "1"], "--negatives does nothing with"),
@@ -413,3 +446,17 @@ def test_a_photograph_lying_on_its_side_is_annotated_upright(tmp_path):
     Image.new("RGB", (HEIGHT, WIDTH)).save(data / "images" / "7.png", exif=exif)
     image, mask = load_rows(_flags("--data_dir", data), "train")[0].open()
     assert image.size == (WIDTH, HEIGHT) == mask.shape[::-1]
+
+
+def test_so_many_samples_of_every_split_are_evaluated():
+    for args in each_source(SourceArguments(max_eval_samples=2), ["a", "b"], ["c"]):
+        assert args.max_eval_samples == args.max_train_samples == 2
+
+
+def test_a_line_of_metadata_ends_at_a_line_feed_alone(tmp_path):
+    """JSON may hold other signs that end a line in Unicode."""
+    folder = write_imagefolder(tmp_path / "train")
+    lines = [line | {"prompt": "one\u2028square"} for line in read_metadata(folder)]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+    assert [row.prompts["p1"] for row in read_imagefolder(folder)] == [["one\u2028square"]] * 3

@@ -12,6 +12,8 @@ from builders import EXAMPLES, failure_of, forget_accelerator, load_example, run
 from PIL import Image
 from source_data import png, write_metadata, write_parquet, write_tar
 
+from peft_vlsm.segmentation.errors import InputError
+
 WIDTH, HEIGHT = 37, 30
 PROMPTS = ("red disc", "a square", "one blue disc")
 SCORES = ("dice", "iou", "precision", "recall", "hd95", "predicted_pixels", "true_pixels")
@@ -331,3 +333,18 @@ def test_a_damaged_row_shows_before_anything_is_predicted(base, tmp_path, capsys
     failure = _failure_of_predict(capsys, base, tmp_path / "out", *flags)
     assert f"{kind}/2.png" in failure and "mend or remove it" in failure
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_which_rows_are_read(evaluate, base, tmp_path, monkeypatch, capsys, name, split):
+    def refuse(source, split, seed):
+        samples = {"train": source.max_train_samples}.get(split, source.max_eval_samples)
+        raise InputError(f"{samples} samples of {split} with seed {seed}")
+
+    script = {"evaluate": evaluate, "predict": load_example("predict")}[name]
+    monkeypatch.setattr(script, "load_rows", refuse)
+    flags = ("--split", split, "--seed", 7, "--max_eval_samples", 3, "--adapter", base, "--output", tmp_path / "out")
+    assert (
+        failure_of(capsys, script, *medvlsm(tmp_path / "data"), *flags) == f"error: 3 samples of {split} with seed 7"
+    )

@@ -5,7 +5,8 @@ import logging
 import multiprocessing
 import pickle
 import re
-from itertools import islice
+from itertools import islice, product
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -33,10 +34,12 @@ from peft_vlsm.segmentation.arguments import parse_arguments
 from peft_vlsm.segmentation.data.augmentation import Augmentation
 from peft_vlsm.segmentation.data.dataset import SegmentationDataset
 from peft_vlsm.segmentation.errors import InputError
+from peft_vlsm.segmentation.sources import streaming
 from peft_vlsm.segmentation.sources.arguments import DataArguments
 from peft_vlsm.segmentation.sources.open import has_split, load_rows, open_stream
 from peft_vlsm.segmentation.sources.rows import check_rows
 from peft_vlsm.segmentation.sources.streaming import StreamingLoader, StreamingSegmentationDataset
+from peft_vlsm.segmentation.sources.tables import Columns
 
 PER_SHARD = (5, 6, 7)
 
@@ -114,6 +117,11 @@ def test_columns_of_other_names_and_class_labels(tmp_path):
     rows = load_rows(_flags("--data_dir", tmp_path, *names), "train")
     assert [row.prompts["p1"] for row in rows] == [["polyp"], ["ulcer"], ["polyp"]]
     check_rows(rows)
+    columns = Columns("scan", "truth", "kind", ["polyp", "ulcer"])
+    for label in (-1, 2, None, "polyp"):
+        # datasets writes -1 where a row has no label.
+        with pytest.raises(InputError, match=f"kind must be one of 2 class labels, it is {label!r}"):
+            columns.prompts({"kind": label})
 
 
 def test_prompts_by_their_numbers_which_rows_may_lack(tmp_path):
@@ -134,6 +142,32 @@ def test_rows_that_repeat_another_are_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="peft_vlsm"):
         assert len(load_rows(_flags("--data_dir", tmp_path), "train")) == 4
     assert "2 rows repeat another one" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]], ids=["on disk", "in memory"])
+def test_rows_that_differ_in_image_mask_or_prompt_repeat_nothing(tmp_path, caplog, streaming):
+    row = records(0, 1)[0]
+    other = {"bytes": png(255 - square()), "path": None}
+    rows = [row, row | {"image": records(1, 1)[0]["image"]}, row | {"mask": other}, row | {"prompt": ["v", "w"]}]
+    write_parquet(tmp_path / "train" / "0.parquet", rows)
+    with caplog.at_level(logging.WARNING, logger="peft_vlsm"):
+        assert len(load_rows(_flags("--data_dir", tmp_path, *streaming), "train")) == 4
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]], ids=["on disk", "in memory"])
+def test_a_configuration_of_a_data_set_by_its_name(tmp_path, streaming):
+    configs = {"polyps": {"train": 2}, "ulcers": {"train": 3, "test": 1}}
+    lines = ["---", "configs:"]
+    for config, splits in configs.items():
+        lines += [f"- config_name: {config}", "  data_files:"]
+        for split, count in splits.items():
+            write_parquet(tmp_path / "set" / config / f"{split}.parquet", records(0, count))
+            lines += [f"  - split: {split}", f"    path: {config}/{split}.parquet"]
+    (tmp_path / "set" / "README.md").write_text("\n".join([*lines, "---", ""]))
+    for config, splits in configs.items():
+        args = _flags("--dataset_name", tmp_path / "set", "--dataset_config_name", config, *streaming)
+        assert {split: len(load_rows(args, split)) for split in ("train", "test") if has_split(args, split)} == splits
 
 
 def _row(**change):
@@ -202,9 +236,9 @@ def test_an_unknown_name_is_named(tmp_path):
         load_rows(_flags("--dataset_name", tmp_path / "nothing"), "train")
 
 
-def _stream(shards, block_rows=4, **options):
+def _stream(shards, block_rows=4, seed=1, **options):
     stream = open_stream(_flags("--data_dir", shards, "--streaming"))
-    return StreamingSegmentationDataset(stream, tiny_processor(), seed=1, block_rows=block_rows, **options)
+    return StreamingSegmentationDataset(stream, tiny_processor(), seed=seed, block_rows=block_rows, **options)
 
 
 def _batches(dataset, count, workers=0):
@@ -229,6 +263,50 @@ def test_a_streamed_epoch_has_every_row_once_and_each_another_order(shards):
     later = _stream(shards)
     later.set_epoch(1)
     assert _prompts(later, total) == prompts[total:] and later.epoch == 1
+
+
+@streams
+def test_seed_and_epoch_decide_the_order_of_rows_in_a_block_and_their_prompts(tmp_path):
+    write_parquet(tmp_path / "train" / "0.parquet", records(0, 8))
+    orders, wordings = set(), set()
+    for seed in range(4):
+        prompts = _prompts(_stream(tmp_path, block_rows=8, seed=seed), 24)
+        for epoch in (prompts[:8], prompts[8:16], prompts[16:]):
+            orders.add(tuple(prompt[1:] for prompt in epoch))
+            wordings.add(tuple(prompt[0] for prompt in epoch))
+    assert len(orders) == 12 and len(wordings) > 10
+
+
+@streams
+def test_seed_and_epoch_decide_the_order_of_shards(shards):
+    total, orders = sum(PER_SHARD), {}
+    for seed in range(4):
+        rows = [int(prompt[1:]) for prompt in _prompts(_stream(shards, seed=seed), 3 * total)]
+        for epoch in range(3):
+            numbers = np.searchsorted((5, 11), rows[epoch * total : (epoch + 1) * total], side="right")
+            orders[seed, epoch] = tuple(dict.fromkeys(numbers.tolist()))
+    assert {len(order) for order in orders.values()} == {3}
+    assert len({orders[seed, 0] for seed in range(4)}) > 1 and len({orders[0, epoch] for epoch in range(3)}) > 1
+
+
+@streams
+def test_streamed_rows_are_varied_too(shards):
+    plain = islice(_stream(shards), 18)
+    mirrored = islice(_stream(shards, augmentation=Augmentation(flip=True)), 18)
+    flips = []
+    for before, after in zip(plain, mirrored, strict=True):
+        assert before.prompt == after.prompt and not before.mask.equal(before.mask.flip(1))
+        assert after.mask.equal(before.mask) or after.mask.equal(before.mask.flip(1))
+        flips.append(not after.mask.equal(before.mask))
+    assert 0 < sum(flips) < 18
+
+
+@streams
+def test_the_epoch_of_a_stream_is_the_one_of_its_slowest_worker(shards):
+    dataset = _stream(shards)
+    for worker, epoch in ((0, 2), (1, 1)):
+        dataset.advance(worker, 2, {"epoch": epoch, "block": None, "before": 0, "given": 0})
+    assert dataset.epoch == 1
 
 
 @streams
@@ -280,6 +358,20 @@ def test_processes_share_a_stream_out(shards, world_size):
     rows = [row for share in shares for row, _ in share]
     places = [place for share in shares for _, place in share]
     assert sorted(rows) == list(range(sum(PER_SHARD))) and len(set(places)) == len(places)
+
+
+@streams
+def test_workers_of_several_processes_share_a_stream_out(shards, monkeypatch):
+    rows = []
+    for rank, worker in product(range(2), range(3)):
+        info = SimpleNamespace(id=worker, num_workers=3)
+        monkeypatch.setattr(streaming, "get_worker_info", lambda info=info: info)
+        for example in _stream(shards, rank=rank, world_size=2):
+            if example.position["epoch"] > 0:
+                break
+            rows.append((int(example.prompt[1:]), example.place))
+    assert sorted(row for row, _ in rows) == list(range(sum(PER_SHARD)))
+    assert len({place for _, place in rows}) == len(rows)
 
 
 @streams

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast, get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -78,11 +78,15 @@ def _flags_of_file(file: Path, cls: type) -> list[str]:
     unknown = [str(key) for key in values if key not in names]
     if unknown:
         raise InputError(f"{file} has unknown keys: {', '.join(unknown)}; allowed are {', '.join(names)}")
-    # YAML reads 1e-3 as a string: the flags' own types decide, whatever the file's are.
-    flags: list[str] = []
-    for key, value in values.items():
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{key}={value}")
-    return flags
+    types = {field.name: field.type for field in dataclasses.fields(cls)}
+    return [flag for key, value in values.items() for flag in _flags_of_value(key, value, types[key])]
+
+
+def _flags_of_value(key: str, value: Any, kind: Any) -> list[str]:
+    """YAML reads 1e-3 as a string and no as false: the flags' own types decide, whatever the file's are."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        is_list = get_origin(kind) is list
+        return [f"--{key}", *map(str, value)] if is_list else [f"--{key}={','.join(map(str, value))}"]
+    return [f"--{key}={'no' if value is False and kind is not bool else value}"]

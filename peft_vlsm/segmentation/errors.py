@@ -77,5 +77,6 @@ def explain_out_of_memory() -> Iterator[None]:
 
 _OUT_OF_MEMORY = (
     "out of memory: lower --per_device_train_batch_size (and raise --gradient_accumulation_steps by as much), "
-    "--per_device_eval_batch_size or --image_size, or train with --mixed_precision bf16 or fp16"
+    "--per_device_eval_batch_size or --image_size, or train with --gradient_checkpointing, or in 16 bits "
+    "(--mixed_precision bf16 or fp16)"
 )

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from peft_vlsm.segmentation.data.augmentation import Augmentation
 from peft_vlsm.segmentation.data.examples import Example, ExampleMaker
+from peft_vlsm.segmentation.data.workers import outlive_sigterm
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.models.processor import Processor
 from peft_vlsm.segmentation.prompts.choice import RANDOM
@@ -217,7 +218,13 @@ class StreamingLoader:
         workers = max(1, self.num_workers)
         self.dataset.check_workers(workers)
         loader = DataLoader(
-            self.dataset, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=self._collate
+            self.dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self._collate,
+            worker_init_fn=outlive_sigterm,
+            # Else it takes a number of torch's own generator, and a resumed run then has other random states.
+            generator=torch.Generator(),
         )
         for batch, worker, position in loader:
             self.dataset.advance(worker, workers, position)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from peft_vlsm.segmentation.data.dataset import SegmentationDataset
+from peft_vlsm.segmentation.data.workers import outlive_sigterm
 from peft_vlsm.segmentation.sources.streaming import StreamingLoader
 
 
@@ -117,6 +118,7 @@ class RowSteps:
             collate_fn=dataset.collate,
             num_workers=num_workers,
             generator=torch.Generator(),
+            worker_init_fn=outlive_sigterm,
         )
 
     def begin(self, epoch: int, first_step: int = 0) -> None:

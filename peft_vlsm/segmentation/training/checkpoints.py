@@ -159,7 +159,7 @@ class Checkpoints:
     def _prune(self, newest: Path) -> None:
         """A damaged checkpoint of a later step may stand beside the one that was just written."""
         if self.limit is not None:
-            others = [checkpoint for checkpoint in list_checkpoints(self.folder) if checkpoint != newest]
+            others = [entry for entry in list_checkpoints(self.folder) if entry != newest and is_checkpoint(entry)]
             for old in others[self.limit - 1 :]:
                 shutil.rmtree(old)
 
@@ -261,10 +261,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda entry: int(entry.name.removeprefix("step_")), reverse=True)
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder of a checkpoint's name is one, damaged or not, and no folder of the user's."""
+    return any((folder / name).is_file() for name in (_FILES, _PROGRESS))
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Removes a run's checkpoints; a folder of the same kind of name without a checkpoint's files stays."""
     for entry in list_checkpoints(folder):
-        if any((entry / name).is_file() for name in (_FILES, _PROGRESS)):
+        if is_checkpoint(entry):
             shutil.rmtree(entry)
 
 

@@ -1,6 +1,7 @@
 """What trains in a base model: our adapters, LoRA, IA3, the head that makes the masks, or all of it."""
 
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -63,7 +64,7 @@ def resolve(method: Method) -> Method:
 
 def make_trainable(model: PreTrainedModel, method: Method) -> PreTrainedModel | PeftModel:
     """
-    Leaves `requires_grad` at exactly what the method trains.
+    Leaves `requires_grad` at exactly what the method trains, and turns the model's own dropout off.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): of a family with masks; changed in place.
@@ -76,6 +77,10 @@ def make_trainable(model: PreTrainedModel, method: Method) -> PreTrainedModel | 
         InputError: the family has no such places, or a setting has a value that is not allowed.
     """
     family = family_of(model)
+    # SAM3 drops features of whole batches at random: other shares of a step would train something else.
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     # CLIPSeg runs its encoders under no_grad: without enable_encoder_gradients nothing in them would train.
     if method.name in ("full", *PEFTS):
         enable_encoder_gradients(model)
@@ -92,6 +97,28 @@ def make_trainable(model: PreTrainedModel, method: Method) -> PreTrainedModel | 
             model.get_submodule(part).requires_grad_(True)
         return model
     return _checked(method, lambda: _adapt(model, family, method))
+
+
+def checkpoint_gradients(model: torch.nn.Module) -> None:
+    """
+    Has the encoders' layers compute their activations again in the backward pass instead of keeping them.
+
+    Args:
+        model (`torch.nn.Module`): as [`make_trainable`] left it.
+
+    Raises:
+        InputError: transformers has no gradient checkpointing for the family.
+    """
+    base = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    if not base.supports_gradient_checkpointing:
+        raise InputError(
+            f"--gradient_checkpointing True: transformers has none for a {family_of(model).name}; lower "
+            "--per_device_train_batch_size or --image_size instead"
+        )
+    with warnings.catch_warnings():
+        # transformers 5 has another name for it, which 4.57 lacks.
+        warnings.simplefilter("ignore", FutureWarning)
+        base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _checked(method: Method, make: Callable[[], Any]) -> Any:

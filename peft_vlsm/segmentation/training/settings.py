@@ -8,8 +8,9 @@ from typing import Literal
 from peft_vlsm.segmentation.arguments import option
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.sources.arguments import DataArguments
-from peft_vlsm.segmentation.training.checkpoints import list_checkpoints
+from peft_vlsm.segmentation.training.checkpoints import is_checkpoint, list_checkpoints
 from peft_vlsm.segmentation.training.methods import ADAPTERS, OURS
+from peft_vlsm.segmentation.training.tracking import holds_a_begun_run
 
 PLATEAU = "reduce_lr_on_plateau"
 # What a resumed run may have otherwise than before: nothing of it changes what the steps compute.
@@ -47,9 +48,15 @@ class FinetuneArguments(DataArguments):
     learning_rate: float | None = option(None, "1e-3, for shallow 3e-4, if not given.")
     weight_decay: float = option(1e-3, "AdamW's.")
     max_grad_norm: float = option(0.5, "Gradients are clipped to this norm.")
-    lr_scheduler_type: Literal["reduce_lr_on_plateau", "constant", "constant_with_warmup", "linear", "cosine"] = (
-        option(PLATEAU, "What the learning rate follows: the validation loss, as in the paper, or the steps.")
-    )
+    lr_scheduler_type: Literal[
+        "reduce_lr_on_plateau",
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+    ] = option(PLATEAU, "What the learning rate follows: the validation loss, as in the paper, or the steps.")
     num_warmup_steps: int = option(0, "Optimizer steps in which the learning rate rises from 0.")
     validation_steps: int | None = option(
         None, "With streaming: optimizer steps between validations, which then count as epochs; 100 if not given."
@@ -58,10 +65,11 @@ class FinetuneArguments(DataArguments):
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "What accelerate launch says, if not given; else fp16, as in the paper, on a GPU and no on a CPU."
     )
+    gradient_checkpointing: bool = option(False, "Take less memory and more time: compute activations twice.")
     dataloader_num_workers: int = option(0, "Processes that read images ahead, for each process.")
     seed: int = option(42, "Of new weights, the order of images, the choice of prompts and augmentation.")
     checkpointing_steps: str = option("epoch", "Write a checkpoint every so many optimizer steps; or epoch, or no.")
-    checkpoints_total_limit: int | None = option(2, "Keep so many checkpoints, the newest.")
+    checkpoints_total_limit: int = option(2, "Keep so many checkpoints, the newest; 0: all.")
     resume_from_checkpoint: str | None = option(None, "A checkpoint's folder, or latest: the newest of output_dir.")
     with_tracking: bool = option(False, "Tell trackers too what log.jsonl gets.")
     report_to: str | None = option(None, "With with_tracking: tensorboard (if not given), wandb, trackio, or several.")
@@ -74,8 +82,6 @@ class FinetuneArguments(DataArguments):
         self.check_data()
         for name in ("adapter_dim", "image_size", "learning_rate", "max_train_steps", "validation_steps"):
             self._check(name, getattr(self, name) is None or getattr(self, name) > 0, "must be above 0")
-        limit = self.checkpoints_total_limit
-        self._check("checkpoints_total_limit", limit is None or limit > 0, "must be above 0")
         for name in ("num_train_epochs", "gradient_accumulation_steps", "max_grad_norm"):
             self._check(name, getattr(self, name) > 0, "must be above 0")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
@@ -84,6 +90,7 @@ class FinetuneArguments(DataArguments):
             self._check(name, getattr(self, name) is None or math.isfinite(getattr(self, name)), "must be finite")
         for name in ("weight_decay", "num_warmup_steps", "early_stopping_patience", "dataloader_num_workers"):
             self._check(name, getattr(self, name) >= 0, "must not be negative")
+        self._check("checkpoints_total_limit", self.checkpoints_total_limit >= 0, "must not be negative")
         self._check("streaming", not self.streaming or self.max_train_steps is not None, "needs --max_train_steps")
         self._check("validation_steps", self.validation_steps is None or self.streaming, "needs --streaming")
         idle = self.lr_scheduler_type in (PLATEAU, "constant") and self.num_warmup_steps > 0
@@ -96,7 +103,7 @@ class FinetuneArguments(DataArguments):
             idle = self.method not in methods and getattr(self, name) not in (None, False)
             self._check(name, not idle, f"does nothing with --method {self.method}; leave it out")
         every = self.checkpointing_steps
-        good = every in ("epoch", "no") or (every.isdigit() and int(every) > 0)
+        good = every in ("epoch", "no") or (every.isascii() and every.isdigit() and int(every) > 0)
         self._check("checkpointing_steps", good, "must be epoch, no, or a number above 0")
         self._check("report_to", self.with_tracking or self.report_to is None, "does nothing without --with_tracking")
         for name in ("hub_model_id", "hub_private_repo"):
@@ -112,9 +119,7 @@ class FinetuneArguments(DataArguments):
         output = Path(self.output_dir)
         self._check("output_dir", not output.exists() or output.is_dir(), "is a file; name a folder")
         empty = not output.exists() or not any(output.iterdir())
-        # A run killed at its very end has written its results: resuming writes the same ones again.
-        goes_on = bool(list_checkpoints(output)) or not (output / "all_results.json").exists()
-        resumed = self.resume_from_checkpoint is not None and goes_on
+        resumed = self.resume_from_checkpoint is not None and not empty and self._goes_on(output)
         problem = "is not empty; name another, or add --overwrite_output_dir"
         if output.is_dir() and list_checkpoints(output):
             problem += ", or go on with --resume_from_checkpoint latest"
@@ -122,6 +127,15 @@ class FinetuneArguments(DataArguments):
         for name in ("data_dir", "model_name_or_path"):
             same = getattr(self, name) is not None and output.resolve() == Path(getattr(self, name)).resolve()
             self._check("output_dir", not same, f"is --{name}; name another folder")
+
+    def _goes_on(self, output: Path) -> bool:
+        wanted = Path(str(self.resume_from_checkpoint))
+        if str(wanted) != "latest" and wanted.resolve().parent != output.resolve():
+            # What is no checkpoint is refused when it is read.
+            return not is_checkpoint(wanted)
+        # A run killed at its very end has written its results: resuming writes the same ones again.
+        has_checkpoint = any(is_checkpoint(entry) for entry in list_checkpoints(output))
+        return has_checkpoint or (holds_a_begun_run(output) and not (output / "all_results.json").exists())
 
     def _check(self, name: str, good: bool, problem: str):
         if not good:

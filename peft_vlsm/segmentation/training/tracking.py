@@ -27,15 +27,17 @@ class JsonlTracker(GeneralTracker):
     Args:
         folder (`Path`): the run's output folder.
         resumed_step (`int`, defaults to 0): lines of later steps, which a resumed run measures again, are dropped.
+        validates_again (`bool`, defaults to `False`): whether it also validates that step again.
     """
 
     name = "jsonl"
     requires_logging_directory = False
 
-    def __init__(self, folder: Path, resumed_step: int = 0):
+    def __init__(self, folder: Path, resumed_step: int = 0, validates_again: bool = False):
         super().__init__()
         self.folder = folder
         self.resumed_step = resumed_step
+        self.validates_again = validates_again
 
     @on_main_process
     def start(self) -> None:
@@ -43,10 +45,14 @@ class JsonlTracker(GeneralTracker):
         if not self.tracker.exists():
             # A run that ends before its first step leaves an empty folder, which the next run takes.
             return
-        kept = [line for line in read_log(self.folder) if line["step"] <= self.resumed_step]
+        kept = [line for line in read_log(self.folder) if self._is_kept(line)]
         staging = self.folder / f".{LOG}.partial"
         staging.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(staging, self.folder / LOG)
+
+    def _is_kept(self, line: dict[str, Any]) -> bool:
+        again = self.validates_again and "val_loss" in line
+        return line["step"] < self.resumed_step or (line["step"] == self.resumed_step and not again)
 
     @property
     def tracker(self) -> Path:
@@ -146,6 +152,15 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def holds_a_begun_run(folder: Path) -> bool:
+    """Whether a folder holds what a run leaves that was killed before its first checkpoint, and not other files."""
+    if (folder / LOG).is_file():
+        text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+        return not text or text.startswith('{"step"')
+    # tensorboard's folder, or a checkpoint that was being written.
+    return all(entry.name == PROJECT or entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def draw_curves(lines: list[dict[str, Any]]) -> Image.Image:
