@@ -46,14 +46,12 @@ from peft_vlsm.segmentation.sources.rows import read_rows
 from peft_vlsm.segmentation.sources.streaming import StreamingLoader, StreamingSegmentationDataset
 from peft_vlsm.segmentation.training.batches import RowSteps, StepBatches, StreamSteps
 from peft_vlsm.segmentation.training.checkpoints import (
-    TERMINATED,
     Checkpoints,
     Progress,
     find_checkpoint,
     load_weights_and_progress,
     remove_checkpoints,
     remove_staging,
-    termination,
 )
 from peft_vlsm.segmentation.training.methods import (
     Method,
@@ -66,6 +64,7 @@ from peft_vlsm.segmentation.training.processes import end_processes
 from peft_vlsm.segmentation.training.samples import draw_samples
 from peft_vlsm.segmentation.training.settings import FREE_SETTINGS, PLATEAU, FinetuneArguments
 from peft_vlsm.segmentation.training.sharding import PreparedRun, check_launch
+from peft_vlsm.segmentation.training.termination import TERMINATED, termination
 from peft_vlsm.segmentation.training.tracking import (
     JsonlTracker,
     draw_curves,

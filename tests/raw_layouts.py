@@ -129,7 +129,7 @@ def write_first_camus(raw: Path) -> None:
 
 
 def write_busi(raw: Path) -> None:
-    """benign (2) has two masks and malignant (1) is a copy of benign (1); normal images have empty masks."""
+    """benign (2) has three masks and malignant (1) is a copy of benign (1); normal images have empty masks."""
     root = raw / "Dataset_BUSI_with_GT"
     for category, name in enumerate(("benign", "malignant", "normal")):
         for number in range(1, 5):
@@ -137,7 +137,7 @@ def write_busi(raw: Path) -> None:
             copied = (name, number) == ("malignant", 1)
             save(picture(1 if copied else 10 * category + number, *boxes), root, name, f"{name} ({number}).png")
             save(discs(*boxes[:1]), root, name, f"{name} ({number})_mask.png")
-            for further, box in enumerate(boxes[1:], 1):
+            for further, box in enumerate(2 * boxes[1:], 1):
                 save(discs(box), root, name, f"{name} ({number})_mask_{further}.png")
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from builders import TOKENS, move_trainable_weights, pil_processor, tiny_processor
-from models import TEXT, tiny_sam3, visible
+from models import FAMILIES, TEXT, tiny_sam3, visible
 from peft import get_peft_model
 
 from peft_vlsm.segmentation.models.finetuned import load_base, save_finetuned
@@ -13,7 +13,10 @@ SAM3_IMAGE_SIZE = 64
 
 def sam3_model(seed: int = 0):
     """A random SAM3 whose text encoder takes the tokens of `builders.tiny_processor`."""
-    model = tiny_sam3(seed)
+    return _reading_letters(tiny_sam3(seed))
+
+
+def _reading_letters(model):
     tokenizer = tiny_processor().tokenizer
     config = model.config
     text = {
@@ -36,6 +39,15 @@ def write_sam3_model(folder: Path, seed: int = 0) -> Path:
     size = {"height": SAM3_IMAGE_SIZE, "width": SAM3_IMAGE_SIZE}
     settings = {"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     pil_processor("ViTImageProcessor")(**settings).save_pretrained(folder)
+    return folder
+
+
+def write_groupvit_model(folder: Path) -> Path:
+    """Saves a tiny GroupViT for images of 32 pixels a side, its tokenizer and its image processor."""
+    groupvit = next(family for family in FAMILIES if family.name == "groupvit")
+    _reading_letters(groupvit.build()).save_pretrained(folder)
+    tiny_processor().tokenizer.save_pretrained(folder)
+    tiny_processor().image_processor.save_pretrained(folder)
     return folder
 
 

@@ -201,6 +201,25 @@ def test_pictures(compared):
             assert min(picture.size) > 100 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
 
 
+def test_pictures_show_the_scored_masks_under_the_name_of_their_adapter(run, script, models, tmp_path, monkeypatch):
+    drawn, batches, draw, score = [], [], script.contact_sheet, script.score_cases
+
+    def noted(samples):
+        drawn.append((samples, draw(samples)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(script, "contact_sheet", noted)
+    monkeypatch.setattr(script, "score_cases", lambda *args: batches.append(args[3]) or score(*args))
+    adapters = [models["base"], models["run1/out"]]
+    results = run("--prompt", "p1", "--threshold", THRESHOLD, "--batch_size", 2, adapters=adapters)
+    assert batches == [2, 2]
+    for number, (adapter, (samples, sheet)) in enumerate(zip(("base", "out"), drawn, strict=True), 1):
+        with Image.open(tmp_path / "results" / "cases" / f"{number}-{adapter}-on-discs.png") as picture:
+            assert np.array_equal(picture, sheet)
+        scored = {(row["dice"], row["predicted_pixels"]) for row in results["per_image"] if row["adapter"] == adapter}
+        assert {(sample.dice, sample.predicted_mask.sum()) for sample in samples} <= scored
+
+
 def _pairs(adapters):
     return [(adapter, name) for adapter in adapters for name in ("discs", "mixed")]
 

@@ -435,6 +435,22 @@ def test_results_name_folders_by_their_whole_path(run, base, monkeypatch):
     assert results["test_prompts"] and all(isinstance(prompt, str) for prompt in results["test_prompts"])
 
 
+def test_results_tell_the_prompts_of_the_test(run, finetune, shared_data, tmp_path, monkeypatch):
+    data = shutil.copytree(shared_data, tmp_path / "data")
+    rows = read_rows(data, "test")
+    for row, text in zip(rows, ("a", "b", "c"), strict=True):
+        row["prompts"]["p3"] = text
+    write_rows(data, "test", rows)
+    monkeypatch.setattr(finetune, "TOLD_PROMPTS", 2)
+
+    def told(*flags):
+        few = ("--max_train_steps", 1, "--adapter_dim", 2, "--checkpointing_steps", "no", "--overwrite_output_dir")
+        return run(*few, *flags, data=data).get("test_prompts")
+
+    assert told() == ["a", "b"] and told("--prompt", "p1") == ["disc"]
+    assert told("--override_prompt", "a disc") is None
+
+
 FLAG_PROBLEMS = {
     "method": (["--method", "adapter"], "--method"),
     "variant": (["--variant", "VX"], "variant is 'VX'"),
@@ -446,6 +462,7 @@ FLAG_PROBLEMS = {
     "empty lora variant": (["--method", "lora", "--variant", "X"], "variant is 'X'"),
     "decoder variant": (["--method", "decoder", "--variant", "V"], "--variant V does nothing with --method decoder"),
     "full adapter_dim": (["--method", "full", "--adapter_dim", 3], "--adapter_dim 3 does nothing with --method full"),
+    "ia3 adapter_dim": (["--method", "ia3", "--adapter_dim", 3], "--adapter_dim 3 does nothing with --method ia3"),
     "full init_weights": (["--method", "full", "--init_weights", "paper"], "--init_weights paper does nothing"),
     "lora init_weights": (["--method", "lora", "--init_weights", "True"], "--init_weights True does nothing"),
     "init_weights": (["--init_weights", "random"], "--init_weights"),
@@ -472,6 +489,11 @@ FLAG_PROBLEMS = {
     "constant warm-up": (["--lr_scheduler_type", "constant", "--num_warmup_steps", 3], "constant_with_warmup"),
     "checkpoints": (["--checkpointing_steps", "²"], "--checkpointing_steps ² must be epoch, no, or a number"),
     "seed": (["--seed", -1], "--seed -1 must lie between"),
+    "large seed": (["--seed", 2**32], "--seed 4294967296 must lie between"),
+    "checkpoints kept": (["--checkpoints_total_limit", -1], "--checkpoints_total_limit -1 must not be negative"),
+    "trackers": (["--report_to", "wandb"], "--report_to wandb does nothing without --with_tracking"),
+    "repository": (["--hub_model_id", "me/discs"], "--hub_model_id me/discs does nothing without --push_to_hub"),
+    "private": (["--hub_private_repo"], "--hub_private_repo True does nothing without --push_to_hub"),
     "unknown flag": (["--learning_rates", "1"], "unknown arguments: --learning_rates 1"),
     "no value": (["--seed"], "--seed"),
 }

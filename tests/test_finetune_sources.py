@@ -82,6 +82,14 @@ def test_a_source_trains(run, tmp_path, source, rows, test):
     assert ("test_dice" in results) == test and 0 <= results["val_dice"] <= 1
 
 
+def test_a_data_set_in_a_folder_is_told_by_its_whole_path(run, tmp_path, monkeypatch):
+    """So that the model card does not take it for a name on the Hub, wherever it is read."""
+    parquet(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    results = run(tmp_path / "out", "--dataset_name", "data", "--max_train_steps", 1)
+    assert results["dataset_name"] == str((tmp_path / "data").resolve())
+
+
 @streams
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_streamed_run_that_died_resumes_to_the_same_bytes(run, tmp_path, monkeypatch, workers):

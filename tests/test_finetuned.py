@@ -13,7 +13,13 @@ from transformers import CLIPSegForImageSegmentation
 
 from peft_vlsm import DenseAdapterConfig
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.models.finetuned import load_base, load_finetuned, make_output_dir, save_finetuned
+from peft_vlsm.segmentation.models.finetuned import (
+    load_base,
+    load_finetuned,
+    make_output_dir,
+    save_finetuned,
+    weights_to_save,
+)
 
 KINDS = ("dense", "lora", "decoder", "full")
 
@@ -48,6 +54,31 @@ def test_saved_weights_load_bit_exactly(base, tmp_path, kind):
     assert not again.training
     assert processor_again.tokenizer("disc") == processor.tokenizer("disc")
     assert not (tmp_path / "out" / ".writing").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_16_bits_load_in_float32(base, tmp_path, dtype):
+    """As SAM3 and others are published: transformers would keep the 16 bits, and adapters would train in them."""
+    model, processor = load_base(str(base))
+    model.to(dtype).save_pretrained(tmp_path / "half")
+    processor.save_pretrained(tmp_path / "half")
+    again, _ = load_base(str(tmp_path / "half"))
+    assert {weight.dtype for weight in again.parameters()} == {torch.float32}
+    assert torch.equal(again.state_dict()["decoder.film_mul.weight"], model.decoder.film_mul.weight.float())
+
+
+def test_the_active_adapter_alone_is_written(base, tmp_path):
+    model, processor = _finetuned(base, "dense")
+    expected = _logits(model)
+    model.add_adapter("other", DenseAdapterConfig(adapter_dim=6))
+    assert weights_to_save(model) and not any("other" in name.split(".") for name in weights_to_save(model))
+    save_finetuned(model, processor, tmp_path / "out")
+    assert torch.equal(_logits(load_finetuned(tmp_path / "out")[0]), expected)
+    model.set_adapter("other")
+    move_trainable_weights(model)
+    save_finetuned(model.eval(), processor, tmp_path / "other")
+    assert torch.equal(_logits(load_finetuned(tmp_path / "other")[0]), _logits(model))
+    assert not any(path.is_dir() for path in (tmp_path / "other").iterdir())
 
 
 def test_a_processor_is_stored_as_it_was_before_its_first_batch(base, tmp_path):

@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from segmenters import write_finetuned, write_sam3_model
 from torch.nn import functional
-from transformers import pipeline
+from transformers import CLIPSegForImageSegmentation, pipeline
 from transformers.models.clipseg.modeling_clipseg import CLIPSegEncoderLayer
 
 from peft_vlsm import DenseAdapterConfig, ShallowAdapterConfig, text_prompted_segmentation
@@ -72,10 +72,10 @@ def segment(models):
 
 
 @torch.no_grad()
-def _probabilities(folder, file, prompt):
+def _probabilities(folder, file, prompt, side=None):
     """What the model answers to this image and prompt alone, at the image's size; and its presence."""
-    model, processor = load_finetuned(folder)
-    side = fit_processor(processor, model.config)
+    model, processor = load_finetuned(folder, None, side)
+    side = fit_processor(processor, model.config, side)
     with Image.open(file) as image:
         pixels = processor.image_processor(image.convert("RGB"), return_tensors="pt")
         size = image.size[::-1]
@@ -134,6 +134,46 @@ def test_sam3(sam3, images):
     segment = pipeline(TASK, model=str(sam3), threshold=threshold)
     for entry, prompt in zip(segment(file, prompts=PROMPTS, probabilities=True), PROMPTS, strict=True):
         _check(entry, sam3, file, prompt, threshold)
+
+
+@pytest.mark.parametrize("kind", ["base", "adapter"])
+def test_sam3_is_built_for_the_image_size_that_is_asked_for(sam3, images, kind):
+    """By transformers' own function and by ours."""
+    folder, file = sam3.parent / kind, images / "test_0.png"
+    expected, _ = _probabilities(folder, file, "disc", 96)
+    for make in (partial(pipeline, TASK), text_prompted_segmentation):
+        (entry,) = make(model=str(folder), image_size=96)(file, prompt="disc", probabilities=True)
+        assert np.allclose(entry["probabilities"], expected, atol=1e-5)
+
+
+def test_sam3_by_its_name_on_the_hub_is_built_for_that_size_too(sam3, images, monkeypatch):
+    base, loading = str(sam3.parent / "base"), sys.modules[entry_of.__module__]
+    monkeypatch.setattr(loading, "find_adapter_config_file", lambda name: None)
+    monkeypatch.setattr(loading, "load_base", lambda name, side=None: load_base(base, side))
+    expected, _ = _probabilities(base, images / "test_0.png", "disc", 96)
+    segment = text_prompted_segmentation("me/sam3", image_size=96)
+    (entry,) = segment(images / "test_0.png", prompt="disc", probabilities=True)
+    assert np.allclose(entry["probabilities"], expected, atol=1e-5)
+
+
+def test_settings_of_the_pipeline_hold_for_every_call(models, images, monkeypatch):
+    sizes, forward = [], CLIPSegForImageSegmentation.forward
+
+    def noted(self, **inputs):
+        sizes.append(len(inputs["pixel_values"]))
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(CLIPSegForImageSegmentation, "forward", noted)
+    model, processor = load_finetuned(models / "full")
+    segment = pipeline(TASK, model=model.train(), processor=processor, threshold=0, batch_size=3, probabilities=True)
+    assert not model.training
+    files = [images / "test_0.png", images / "test_1.png"]
+    for threshold, full in ((None, True), (1, False)):
+        for entries in segment(files, prompts=PROMPTS, threshold=threshold):
+            assert all(np.asarray(entry["mask"]).all() == full and "probabilities" in entry for entry in entries)
+    segment(files, prompts=PROMPTS, batch_size=2)
+    assert sizes == [3, 1] * 2 + [2, 2]
+    assert text_prompted_segmentation(models / "full", device="meta").device.type == "meta"
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])

@@ -111,12 +111,19 @@ def test_the_higher_logit_wins_where_both_probabilities_round_to_one(tmp_path):
 
 def test_label_maps_of_more_than_255_prompts_have_16_bits(tmp_path):
     """As a table may ask for them, a few an image."""
-    place, prompts = Slice(Path("a.png")), [f"disc {number}" for number in range(300)]
-    results = PredictionFolder(tmp_path, {place: [1, 299]}, prompts, 0.5, False)
-    results.add(Prediction(place, Image.new("RGB", (2, 1)), 1, torch.tensor([[1.0, -1.0]])))
-    results.add(Prediction(place, Image.new("RGB", (2, 1)), 299, torch.tensor([[-1.0, 1.0]])))
-    with Image.open(tmp_path / "label_maps" / "a.png") as labels:
-        assert np.asarray(labels).tolist() == [[2, 300]]
+    asked, prompts = (
+        {Slice(Path("a.png")): [1, 299], Slice(Path("b.png")): [0, 256]},
+        [f"disc {n}" for n in range(300)],
+    )
+    results = PredictionFolder(tmp_path, asked, prompts, 0.5, False)
+    for place, (first, last) in asked.items():
+        results.add(Prediction(place, Image.new("RGB", (2, 1)), first, torch.tensor([[1.0, -1.0]])))
+        results.add(Prediction(place, Image.new("RGB", (2, 1)), last, torch.tensor([[-1.0, 1.0]])))
+    for name, numbers in (("a.png", [2, 300]), ("b.png", [1, 257])):
+        with Image.open(tmp_path / "label_maps" / name) as labels:
+            assert np.asarray(labels).tolist() == [numbers]
+        with Image.open(tmp_path / "overlays" / name) as shown:
+            assert len(shown.getcolors()) == 2
 
 
 def test_presence_is_a_column(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from builders import forget_accelerator, load_example, run_example, write_dataset
 from hub_server import DROP, OWNER, TOKEN, serve_hub
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from packaging.version import Version
 from PIL import Image
@@ -230,6 +230,27 @@ def test_another_kind_of_weights_in_the_repository_is_refused(hub, run):
     ):
         push_folder(run("dense"), REPO)
     assert len(hub.repositories[REPO].branches["main"]) == 2
+
+
+def test_another_kind_of_weights_in_another_branch_is_no_hindrance(hub, run):
+    push_folder(run("full"), REPO, revision="whole")
+    push_folder(run("dense"), REPO)
+    with pytest.raises(InputError, match="me/polyps holds config.json, another kind of model"):
+        push_folder(run("dense"), REPO, revision="whole")
+
+
+def test_a_repository_is_as_private_as_its_owner_wants(hub, run, monkeypatch):
+    """None leaves it to the owner's default; False would make an organisation's repository public."""
+    create, asked = HfApi.create_repo, []
+
+    def noted(self, *args, **settings):
+        asked.append(settings["private"])
+        return create(self, *args, **settings)
+
+    monkeypatch.setattr(HfApi, "create_repo", noted)
+    push_folder(run(), REPO)
+    push_folder(run(), REPO, private=True)
+    assert asked == [None, True]
 
 
 @pytest.mark.parametrize("method", METHODS)

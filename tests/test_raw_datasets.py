@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import defaultdict
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +166,20 @@ def test_masks_are_joined(prepared, layout, image, mask, expected):
         assert row["bbox"] == [*SIZE, 0, 0]
 
 
+def test_categories_number_the_classes(prepared):
+    diagnoses = ("benign", "malignant", "normal")
+    findings = {"airspace_opacity": 0, "pleural_effusion": 8}
+    expected = {
+        "busi": lambda row: diagnoses.index(Path(row["img_name"]).stem.split("_")[1]),
+        "camus": lambda row: int(row["mask_name"].removeprefix("mask_")[0]) - 1,
+        "chexlocalize": lambda row: findings[Path(row["mask_name"]).stem.split("frontal_")[-1].split("lateral_")[-1]],
+        "kvasir": lambda row: 0,
+    }
+    for layout, category in expected.items():
+        rows = [row for split in rows_of(prepared[layout][1]).values() for row in split]
+        assert [row["cat"] for row in rows] == [category(row) for row in rows]
+
+
 @pytest.mark.parametrize("layout", ["camus", "camus (first release)"])
 def test_camus_has_a_mask_for_each_structure(prepared, layout):
     out = prepared[layout][1]
@@ -276,6 +290,43 @@ def test_published_splits_stay(prepared):
     assert {row["img_name"][:11] for row in camus["test"]} == {"patient0005", "patient0006"}
     chest = rows_of(prepared["chexlocalize"][1])
     assert {row["img_name"].split("_")[0] for row in chest["test"]} == {"patient20", "patient21", "patient22"}
+
+
+@pytest.mark.parametrize("tie", ["pixels", "patient"])
+def test_the_split_that_is_measured_keeps_what_two_have(tie):
+    def sample(number, split, same):
+        image = np.full((4, 4), same if tie == "pixels" else number, np.uint8)
+        whose = f"patient {same}" if tie == "patient" else None
+        names = (f"{number}.png", f"{number}.png")
+        return prepare_dataset.Sample(split, *names, 0, ("polyp",), lambda: (image, image > 0), patient=whose)
+
+    published = [("val", 1), ("test", 1), (None, 1), (None, 2), ("val", 2), ("train", 3), ("val", 3), (None, 4)]
+    samples = [sample(number, *place) for number, place in enumerate(published)]
+    kept, left_out = prepare_dataset.assign_splits(samples, 0)
+    assert {(each.image_name, each.split) for each in kept} == {
+        *(("1.png", "test"), ("4.png", "val"), ("6.png", "val"), ("7.png", "train"))
+    }
+    assert [each.image_name for each in left_out] == ["0.png", "2.png", "3.png", "5.png"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tenth_of_the_images_is_drawn_and_one_group_at_least_for_each_split(seed):
+    def draw(*images):
+        """Samples of images by the number of their masks and their patient."""
+        samples = [
+            prepare_dataset.Sample(
+                *(None, f"{number}.png", f"{number}_{mask}.png", 0, ("polyp",)),
+                load=lambda number=number: (np.full((4, 4), number, np.uint8), np.ones((4, 4), bool)),
+                patient=patient,
+            )
+            for number, (masks, patient) in enumerate(images)
+            for mask in range(masks)
+        ]
+        kept, _ = prepare_dataset.assign_splits(samples, seed)
+        return [len({sample.image_name for sample in kept if sample.split == split}) for split in SPLITS]
+
+    assert draw(*[(10, None)] * 10, *[(1, None)] * 10) == [16, 2, 2]
+    assert min(draw(*[(1, "one")] * 20, (1, "two"), (1, "three"))) == 1
 
 
 def test_seed_decides_drawn_splits_and_nothing_else_does(prepared, tmp_path):
@@ -396,6 +447,8 @@ def test_own_annotations_are_kept_as_they_are(prepared, anns, capsys, tmp_path):
         assert rows_of(out)[split] == json.loads((anns / f"{split}.json").read_text())
         for row in read_annotations(out, split):
             assert row.mask.read_bytes().startswith(b"\xff\xd8")
+            with Image.open(row.mask) as mask:
+                assert set(chain.from_iterable(mask.quantization.values())) == {1}, "JPEG at its best"
             measured = mask_of(prepared["kvasir"][1], find(prepared["kvasir"][1], row.image.name)[0], row.image.name)
             assert np.array_equal(open_pair(row.image, row.mask)[1], measured)
 

@@ -13,12 +13,12 @@ from builders import EXAMPLES, assert_same_run, forget_accelerator, load_example
 
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.training.checkpoints import (
-    TERMINATED,
     Checkpoints,
     damage_of,
     find_checkpoint,
     list_checkpoints,
 )
+from peft_vlsm.segmentation.training.termination import TERMINATED
 from peft_vlsm.segmentation.training.tracking import read_log
 
 FLAGS = ("--max_train_steps", 12, "--per_device_train_batch_size", 3, "--gradient_accumulation_steps", 2)
@@ -299,6 +299,25 @@ def test_a_checkpoint_by_its_path_goes_on_in_a_new_folder(run, finished, tmp_pat
     run(shutil.copytree(finished, tmp_path / "whole"), *flags, "latest")
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert weights(tmp_path / "out" / "step_12") == weights(tmp_path / "whole" / "step_12")
+
+
+def test_seconds_of_training_add_up_over_a_resume(base, data, finished, tmp_path, monkeypatch):
+    script, out, began = load_example("finetune"), tmp_path / "out", time.monotonic()
+    load, seconds = script.load_weights_and_progress, []
+
+    def after_an_hour(*args):
+        progress, best = load(*args)
+        progress.train_seconds += 3600
+        seconds.append(progress.train_seconds)
+        return progress, best
+
+    monkeypatch.setattr(script, "load_weights_and_progress", after_an_hour)
+    forget_accelerator()
+    flags = ("--adapter_dim", 4, "--resume_from_checkpoint", finished / "step_9")
+    run_example(script, *arguments(base, data, out), *flags)
+    saved = json.loads((out / "step_12" / "progress.json").read_text())["progress"]["train_seconds"]
+    total = json.loads((out / "all_results.json").read_text())["train_seconds"]
+    assert seconds[0] < saved < total + 0.001 < seconds[0] + time.monotonic() - began
 
 
 def test_latest_without_any_checkpoint_begins(run, tmp_path, capsys):

@@ -1,9 +1,11 @@
 """The card of a run says what its files say, its lines run, and it replaces nothing that someone wrote."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from builders import write_base_model
 from huggingface_hub import ModelCard
 from PIL import Image
 from run_folders import METHODS, write_run
-from segmenters import write_sam3_model
+from segmenters import write_groupvit_model, write_sam3_model
 
 from peft_vlsm.architectures import mask_logits_of
 from peft_vlsm.segmentation.data.transforms import image_to_tensor, prompts_to_tensors
@@ -60,13 +62,14 @@ def run_snippet(folder):
     return names
 
 
-def mask_of(folder, image):
+def mask_of(folder, image, prompt=PROMPT):
     """The mask as this package's own modules give it."""
     model, processor = load_finetuned(folder)
     pixels = image_to_tensor(processor, image)[None]
     family = family_of(model)
+    tokens, flags = prompts_to_tensors(processor, [prompt]), dict.fromkeys(family.flags, True)
     with torch.no_grad():
-        output = model(pixel_values=pixels, **prompts_to_tensors(processor, [PROMPT]))
+        output = model(pixel_values=pixels, **tokens, **flags)
     return resize_logits(mask_logits_of(family, output, 1)[0], image.size) > 0
 
 
@@ -148,6 +151,18 @@ def test_the_snippet_builds_sam3_for_the_image_size_of_training(image, tmp_path,
     assert torch.equal(run_snippet(folder)["mask"], expected)
 
 
+@pytest.mark.parametrize("method", ["dense", "full"])
+def test_the_snippet_asks_groupvit_for_masks(image, tmp_path, method):
+    base = write_groupvit_model(tmp_path / "base")
+    folder = write_run(tmp_path / method, base, method, override_prompt=PROMPT)
+    assert torch.equal(run_snippet(folder)["mask"], mask_of(folder, image))
+
+
+def test_the_snippet_cuts_a_prompt_that_is_longer_than_the_text_encoder(run, image):
+    folder = run(override_prompt=f"{PROMPT}, {PROMPT}, {PROMPT}")
+    assert torch.equal(run_snippet(folder)["mask"], mask_of(folder, image, f"{PROMPT}, {PROMPT}, {PROMPT}"))
+
+
 def test_what_a_run_measured_and_how_it_trained_is_shown(run):
     extra = {"test_hd95": 12.3456, "test_dice_std": 0.1, "val_recall": 0.5, "mixed_precision": "fp16"}
     text = card_of(run("dense", **extra)).text
@@ -215,6 +230,24 @@ def test_a_data_set_on_the_hub_is_linked(run):
     assert {(result.dataset_type, result.dataset_name) for result in card.data.eval_results} == {
         ("somebody/polyps", "somebody/polyps")
     }
+
+
+@pytest.mark.parametrize(
+    ("places", "name"),
+    [
+        ({"data_dir": None, "train_data_dir": "/data/polyps of Oslo"}, "polyps of Oslo"),
+        ({"dataset_name": "/data/kvasir"}, "kvasir"),
+        ({"dataset_name": "somebody/kvasir"}, "kvasir"),
+        ({"data_dir": None, "train_annotations": "/data/a.json"}, "unnamed data"),
+    ],
+    ids=["a folder a split", "a folder by its name", "a folder as on the Hub", "files"],
+)
+def test_data_that_are_files_here_are_named_and_not_linked(run, tmp_path, monkeypatch, places, name):
+    (tmp_path / "somebody" / "kvasir").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    card = card_of(run(**places))
+    (data,) = {(result.dataset_type, result.dataset_name) for result in card.data.eval_results}
+    assert data == ("custom", name) and card.data.datasets is None
 
 
 def test_a_run_without_results_or_picture_says_so(run):
@@ -314,6 +347,21 @@ def test_a_card_that_cannot_be_written_is_named(run):
     (folder / "README.md").mkdir()
     with pytest.raises(InputError, match="README.md cannot be written"):
         write_model_card(folder)
+
+
+@pytest.mark.parametrize("place, step", [(Path, "write_text"), (os, "replace")], ids=["write", "rename"])
+def test_a_card_whose_writing_fails_leaves_the_former_one(run, monkeypatch, place, step):
+    folder = run()
+    before = (folder / "README.md").read_bytes()
+
+    def full_disk(file, *args, **settings):
+        Path(file).write_bytes(b"# cut o")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(place, step, full_disk)
+    with pytest.raises(InputError, match="README.md cannot be written: No space left on device"):
+        write_model_card(folder)
+    assert (folder / "README.md").read_bytes() == before
 
 
 def test_an_untrained_base_model_without_results_is_not_named(tmp_path):

@@ -24,6 +24,17 @@ def test_logits_have_the_images_size(build, side, presence, rows):
     assert not presence or output.presence.shape == (rows,)
 
 
+@torch.no_grad()
+def test_coarse_logits_are_stretched_without_steps():
+    """SAM3's masks are smaller than its images; training and prediction stretch them alike."""
+    model, tokens = sam3_model(), tiny_processor().tokenizer(["disc"], return_tensors="pt")
+    batch = {"pixel_values": torch.randn(1, 3, 64, 64), **tokens}
+    coarse = model(**batch).semantic_seg
+    assert coarse.shape[-1] < 64
+    expected = nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(run_segmenter(model, batch).logits, expected)
+
+
 def test_the_loss_of_presence_asks_whether_the_mask_is_empty():
     masks = torch.zeros(2, 4, 4)
     masks[0, 1] = 1

@@ -263,6 +263,21 @@ def test_prompts_that_are_predicted(run_predict, tmp_path, flags, texts, has_tru
     assert (tmp_path / "out" / "samples.png").exists() == has_truth
 
 
+def test_samples_of_predictions_are_spread_and_show_each_its_own_prompt_masks_and_dice(base, tmp_path, monkeypatch):
+    script, shown, out = load_example("predict"), [], tmp_path / "out"
+    draw = script.contact_sheet
+    monkeypatch.setattr(script, "contact_sheet", lambda samples: shown.extend(samples) or draw(samples))
+    monkeypatch.setattr(script, "SAMPLES", 2)
+    run_example(script, "--adapter", base, "--output", out, *THRESHOLD, *medvlsm(tmp_path / "data"))
+    assert [sample.prompt for sample in shown] == [PROMPTS[0], PROMPTS[2]]
+    for number, sample in zip((0, 2), shown, strict=True):
+        (mask,) = (out / "masks").glob(f"*/{number}.png")
+        predicted, true = _pixels(mask) > 0, masks()[number] > 0
+        assert np.array_equal(sample.true_mask, true) and np.array_equal(sample.predicted_mask, predicted)
+        assert sample.dice == pytest.approx(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
+        assert np.array_equal(sample.image, images()[number])
+
+
 def test_an_image_with_several_phrases_is_shown_once(run_predict, tmp_path):
     flags = coco(tmp_path / "data")
     rows = run_predict(tmp_path / "out", *flags, "--negatives", 1, "--seed", 1)

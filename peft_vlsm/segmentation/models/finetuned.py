@@ -259,8 +259,14 @@ def save_weights(model: torch.nn.Module, folder: Path, weights: dict[str, torch.
     """
     weights = weights_to_save(model) if weights is None else weights
     if isinstance(model, PeftModel):
+        name = model.active_adapter
         # Else peft asks the Hub whether the base model's embeddings changed.
-        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
+        model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False, state_dict=weights)
+        if name != "default":
+            # peft puts an adapter of another name into a folder of its own.
+            for file in sorted((folder / name).iterdir()):
+                os.replace(file, folder / file.name)
+            (folder / name).rmdir()
         return "adapter"
     assert isinstance(model, PreTrainedModel)
     if _trains_head_alone(model):

@@ -20,7 +20,6 @@ import os
 import pickle
 import re
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +39,6 @@ from peft_vlsm.segmentation.models.processor import Processor
 from peft_vlsm.segmentation.sources.streaming import StreamingLoader
 from peft_vlsm.segmentation.training.sharding import PreparedRun
 
-TERMINATED = 128 + signal.SIGTERM
 _UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 _NAME = re.compile(r"step_([0-9]+)")
 _FILES, _PROGRESS, _BEST = "files.json", "progress.json", "best.safetensors"
@@ -322,14 +320,3 @@ def _describe(file: Path) -> dict[str, Any]:
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return {"bytes": file.stat().st_size, "sha256": digest}
-
-
-@contextmanager
-def termination() -> Iterator[list[int]]:
-    """Gives a list that holds SIGTERM once it came, in place of dying of it: the run saves first."""
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
