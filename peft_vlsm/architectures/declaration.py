@@ -75,7 +75,8 @@ class Architecture:
         image_size (`int`, *optional*): side in pixels of the square images that the family's checkpoints take.
         image_mean, image_std (`tuple[float, float, float]`, *optional*): their normalisation, of values from 0 to 1.
         reasons (`Mapping[str, str]`):
-            why a place does not exist, for error messages: under `V`, `L` and `C`, or `shallow V` and so on.
+            why a place does not exist, for error messages: under `V`, `L` and `C`, or `shallow V` and so on; under
+            `train_decoder` why peft before 0.20 cannot run a head that is saved along with an adapter.
     """
 
     model_type: str

@@ -42,5 +42,6 @@ SAM3 = Architecture(
     reasons={
         "shallow L": "its conditional embedding is the sequence of all projected tokens, to which no pooled text "
         "state can be added",
+        "train_decoder": "it calls its mask_decoder by keywords",
     },
 )

@@ -259,7 +259,7 @@ def save_weights(model: torch.nn.Module, folder: Path, weights: dict[str, torch.
     """
     weights = weights_to_save(model) if weights is None else weights
     if isinstance(model, PeftModel):
-        name = model.active_adapter
+        name = cast(str, model.active_adapter)
         # Else peft asks the Hub whether the base model's embeddings changed.
         model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False, state_dict=weights)
         if name != "default":

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import peft
 import torch
+from packaging.version import Version
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
@@ -24,6 +26,8 @@ PEFTS = {"lora": ("q_proj", "v_proj"), "ia3": ("k_proj", "v_proj", "fc2")}
 ADAPTERS = (*OURS, *PEFTS)
 METHODS = (*ADAPTERS, "decoder", "full")
 LORA_RANK = 16
+# Since then peft passes keywords on to a module that is saved along with an adapter.
+KEYWORDS = Version("0.20")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,12 @@ def make_trainable(model: PreTrainedModel, method: Method) -> PreTrainedModel | 
     model.requires_grad_(False)
     if (method.name == "decoder" or method.train_decoder) and not family.head:
         raise InputError(f"a {family.name} has no head of its own that could train; use adapters alone, or full")
+    if method.train_decoder and "train_decoder" in family.reasons and Version(peft.__version__) < KEYWORDS:
+        reason = family.reasons["train_decoder"]
+        raise InputError(
+            f"--train_decoder True: peft {peft.__version__} cannot train the head of a {family.name}, since {reason}; "
+            "pip install -U peft"
+        )
     if method.name == "decoder":
         for part in family.head:
             model.get_submodule(part).requires_grad_(True)
