@@ -232,7 +232,7 @@ def main():
         return stopped or (progress.step >= max_steps and progress.epoch_step == 0)
 
     shown = {"loss": "?", "val_dice": "?"}
-    names = ""
+    batch = None
     bar = tqdm(total=max_steps, initial=progress.step, unit="step", disable=not main_process)
     with bar, termination() as terminated, explain_out_of_memory():
         while not is_done():
@@ -264,7 +264,6 @@ def main():
                     continue
                 progress.step += 1
                 progress.epoch_step += 1
-                names = train_batches.names(batch)
                 # 16-bit training skips a step whose gradients overflow.
                 if not plateau and not accelerator.optimizer_step_was_skipped:
                     scheduler.step()
@@ -292,6 +291,7 @@ def main():
             bar.set_description(f"epoch {progress.epoch + 1}, validation")
             validation = evaluate(model, loaders["val"], accelerator)
             if not math.isfinite(validation["loss"]):
+                names = "" if batch is None else train_batches.names(batch)
                 raise InputError(
                     f"the validation loss is {validation['loss']} after step {progress.step}; lower --learning_rate? "
                     f"the step's last batch: {names}"

@@ -8,7 +8,6 @@ which never falls: each measurement needs a process of its own.
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from peft_vlsm.segmentation.prediction.embedding_reuse import EmbeddingReuse
 from peft_vlsm.segmentation.training.methods import (
     OURS,
     Method,
+    checkpoint_gradients,
     freeze_what_the_loss_misses,
     make_trainable,
     resolve,
@@ -191,10 +191,7 @@ def _train(
     found.variant, found.adapter_dim = method.variant, method.adapter_dim
     model = make_trainable(model, method).to(accelerator.device)
     if case.gradient_checkpointing:
-        with warnings.catch_warnings():
-            # transformers 5 has another name for it, which 4.57 lacks.
-            warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_gradients(model)
     probe = {name: value[:1] for name, value in batch.items()}
     freeze_what_the_loss_misses(model, lambda: segmentation_loss(run_segmenter(model, probe), probe["masks"]).sum())
     trainable = [weight for weight in model.parameters() if weight.requires_grad]

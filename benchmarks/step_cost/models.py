@@ -9,7 +9,7 @@ from peft_vlsm.architectures import FAMILIES, Architecture
 from peft_vlsm.architectures.declaration import config_value
 from peft_vlsm.architectures.families import family_of_config, model_class_of
 from peft_vlsm.segmentation.errors import InputError
-from peft_vlsm.segmentation.models.finetuned import quiet_loading
+from peft_vlsm.segmentation.models.finetuned import build_for_images, quiet_loading
 
 from .settings import Arguments
 
@@ -42,9 +42,7 @@ def read_config(args: Arguments) -> tuple[Architecture, Any, int]:
     model_class = model_class_of(family)
     if args.gradient_checkpointing and not model_class.supports_gradient_checkpointing:
         raise InputError(f"--gradient_checkpointing: transformers has none for a {family.name}; leave it out")
-    if family.fixed_image_size is not None:
-        *path, name = family.fixed_image_size.split(".")
-        setattr(config_value(config, ".".join(path)), name, side)
+    build_for_images(config, family, side)
     return family, config, side
 
 

@@ -121,13 +121,17 @@ def upright_size(source: ImageSource) -> tuple[int, int]:
 
 def _open(source: ImageSource, mode: str) -> Image.Image:
     with _reading(source) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.has_transparency_data:
-            # Only by way of RGBA does Pillow drop a palette's transparency without a remark.
-            image = image.convert("RGBA")
-            if mode == "L" and image.getchannel("A").getextrema() != (255, 255):
-                raise InputError(f"{source}: this mask has transparent pixels; save it in black and white alone")
+        image = turn_upright(file)
+        if mode == "L" and image.has_transparency_data and image.getchannel("A").getextrema() != (255, 255):
+            raise InputError(f"{source}: this mask has transparent pixels; save it in black and white alone")
         return image.convert(mode)
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """By its EXIF orientation; in mode RGBA where it has transparency, in the mode that it had otherwise."""
+    upright = ImageOps.exif_transpose(image)
+    # Only by way of RGBA does Pillow drop a palette's transparency without a remark.
+    return upright.convert("RGBA") if upright.has_transparency_data else upright
 
 
 def _is_lossy(source: ImageSource) -> bool:

@@ -79,7 +79,7 @@ def load_base(name_or_path: str, image_size: int | None = None) -> tuple[PreTrai
                 raise InputError(
                     f"the model {name} is of the kind {whole_config.model_type}; this works on {allowed} models"
                 )
-            _build_for(config, family, image_size)
+            build_for_images(config, family, image_size)
             model, info = model_class_of(family).from_pretrained(
                 name,
                 config=config,
@@ -100,7 +100,8 @@ def load_base(name_or_path: str, image_size: int | None = None) -> tuple[PreTrai
     return model.eval(), processor
 
 
-def _build_for(config: Any, family: Architecture, image_size: int | None) -> None:
+def build_for_images(config: Any, family: Architecture, image_size: int | None) -> None:
+    """Sets the side in pixels that a model is built for, where its family is built for one and a side is given."""
     if image_size is not None and family.fixed_image_size is not None:
         *path, name = family.fixed_image_size.split(".")
         setattr(config_value(config, ".".join(path)), name, image_size)

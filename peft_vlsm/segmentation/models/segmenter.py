@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from peft_vlsm.architectures import Architecture, architecture_of, mask_logits_of
 from peft_vlsm.segmentation.errors import InputError
@@ -39,6 +40,11 @@ def family_of(model: torch.nn.Module) -> Architecture:
         if family is not None and family.masks is not None:
             return family
     raise InputError(f"a {type(model).__name__} gives no text-prompted masks")
+
+
+def base_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The model of transformers inside whatever wraps it."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
 def run_segmenter(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> SegmenterOutput:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from peft_vlsm.segmentation.data.images import EIGHT_BIT_MODES, ImageBytes, open_image
+from peft_vlsm.segmentation.data.images import EIGHT_BIT_MODES, ImageBytes, open_image, turn_upright
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.volumes.slices import read_slice, slices_of
 
@@ -64,11 +64,9 @@ class ImageInput:
         if image.mode not in EIGHT_BIT_MODES:
             raise InputError(f"{self} has more than 8 bits a channel (mode {image.mode}); make it an 8-bit image")
         try:
-            upright = ImageOps.exif_transpose(image)
+            return turn_upright(image).convert("RGB")
         except (OSError, SyntaxError) as error:
             raise InputError(f"{self} cannot be read as an image: {error}") from error
-        # Pillow warns where a palette's transparency goes by another way.
-        return (upright.convert("RGBA") if upright.has_transparency_data else upright).convert("RGB")
 
     def _read_array(self, array: np.ndarray) -> Image.Image:
         if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,)) or array.ndim < 2 or 0 in array.shape:

@@ -157,7 +157,7 @@ class Checkpoints:
     def _prune(self, newest: Path) -> None:
         """A damaged checkpoint of a later step may stand beside the one that was just written."""
         if self.limit is not None:
-            others = [entry for entry in list_checkpoints(self.folder) if entry != newest and is_checkpoint(entry)]
+            others = [entry for entry in own_checkpoints(self.folder) if entry != newest]
             for old in others[self.limit - 1 :]:
                 shutil.rmtree(old)
 
@@ -264,11 +264,15 @@ def is_checkpoint(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (_FILES, _PROGRESS))
 
 
+def own_checkpoints(folder: Path) -> list[Path]:
+    """Those of [`list_checkpoints`] that are one, see [`is_checkpoint`]."""
+    return [entry for entry in list_checkpoints(folder) if is_checkpoint(entry)]
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Removes a run's checkpoints; a folder of the same kind of name without a checkpoint's files stays."""
-    for entry in list_checkpoints(folder):
-        if is_checkpoint(entry):
-            shutil.rmtree(entry)
+    for entry in own_checkpoints(folder):
+        shutil.rmtree(entry)
 
 
 def remove_staging(folder: Path) -> None:

@@ -17,7 +17,7 @@ from peft_vlsm.architectures import Architecture, unreached_parameters
 from peft_vlsm.architectures.reach import layer_names
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.models.finetuned import quiet_loading
-from peft_vlsm.segmentation.models.segmenter import family_of
+from peft_vlsm.segmentation.models.segmenter import base_of, family_of
 from peft_vlsm.tuners.config import VLSMAdapterConfig
 
 OURS = ("dense", "shallow")
@@ -119,7 +119,7 @@ def checkpoint_gradients(model: torch.nn.Module) -> None:
     Raises:
         InputError: transformers has no gradient checkpointing for the family.
     """
-    base = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    base = base_of(model)
     if not base.supports_gradient_checkpointing:
         raise InputError(
             f"--gradient_checkpointing True: transformers has none for a {family_of(model).name}; lower "

@@ -8,7 +8,7 @@ from typing import Literal
 from peft_vlsm.segmentation.arguments import option
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.sources.arguments import DataArguments
-from peft_vlsm.segmentation.training.checkpoints import is_checkpoint, list_checkpoints
+from peft_vlsm.segmentation.training.checkpoints import is_checkpoint, list_checkpoints, own_checkpoints
 from peft_vlsm.segmentation.training.methods import ADAPTERS, OURS
 from peft_vlsm.segmentation.training.tracking import holds_a_begun_run
 
@@ -134,8 +134,9 @@ class FinetuneArguments(DataArguments):
             # What is no checkpoint is refused when it is read.
             return not is_checkpoint(wanted)
         # A run killed at its very end has written its results: resuming writes the same ones again.
-        has_checkpoint = any(is_checkpoint(entry) for entry in list_checkpoints(output))
-        return has_checkpoint or (holds_a_begun_run(output) and not (output / "all_results.json").exists())
+        return bool(own_checkpoints(output)) or (
+            holds_a_begun_run(output) and not (output / "all_results.json").exists()
+        )
 
     def _check(self, name: str, good: bool, problem: str):
         if not good:

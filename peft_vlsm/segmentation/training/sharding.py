@@ -22,12 +22,11 @@ from accelerate.utils import DistributedType, load_fsdp_optimizer, save_fsdp_opt
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 
 from peft_vlsm.architectures.reach import layer_names
 from peft_vlsm.segmentation.errors import InputError
 from peft_vlsm.segmentation.models.finetuned import weights_to_save
-from peft_vlsm.segmentation.models.segmenter import family_of
+from peft_vlsm.segmentation.models.segmenter import base_of, family_of
 
 _SIXTEEN_BITS = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -192,20 +191,16 @@ def _name_layers(accelerator: Accelerator, model: torch.nn.Module) -> None:
     plugin = accelerator.state.fsdp_plugin
     assert plugin is not None
     if plugin.transformer_cls_names_to_wrap is None:
-        base, family = _base_of(model), family_of(model)
+        base, family = base_of(model), family_of(model)
         encoders = [encoder for encoder in (family.vision, family.text) if encoder is not None]
         layers = {base.get_submodule(name) for encoder in encoders for name in layer_names(encoder, base)}
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
 
 
-def _base_of(model: torch.nn.Module) -> PreTrainedModel:
-    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-
-
 @contextmanager
 def _no_input_embeddings(model: torch.nn.Module) -> Iterator[None]:
     """accelerate's FSDP2 asks for input embeddings, which a model with two encoders does not have but as an error."""
-    base = _base_of(model)
+    base = base_of(model)
     vars(base)["get_input_embeddings"] = lambda: None
     try:
         yield
